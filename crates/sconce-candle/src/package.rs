@@ -1,0 +1,155 @@
+use crate::arch::{self, Plan};
+use crate::files::Folder;
+use crate::keys::Keys;
+use crate::{Family, ModelSettings};
+use sconce_core::{DeviceId, ErrorCode, LoadedModel, Signature};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// More problems than this are counted, not kept.
+const MAX_PROBLEMS: usize = 50;
+
+/// Problems of a package, collected so that all are reported at once.
+#[derive(Debug, Default)]
+pub(crate) struct Problems {
+    list: Vec<String>,
+    count: usize,
+}
+
+impl Problems {
+    pub(crate) fn push(&mut self, problem: impl Into<String>) {
+        self.count += 1;
+        if self.list.len() < MAX_PROBLEMS {
+            self.list.push(problem.into());
+        }
+    }
+
+    /// The value of `result`; its error becomes a problem.
+    pub(crate) fn keep<T>(&mut self, result: Result<T, String>) -> Option<T> {
+        result.map_err(|problem| self.push(problem)).ok()
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    fn into_error(mut self) -> PackageError {
+        let more = self.count - self.list.len();
+        if more > 0 {
+            self.list.push(format!("and {more} more problems"));
+        }
+        PackageError { problems: self.list }
+    }
+}
+
+/// Why a package cannot be served: every problem found, one a line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct PackageError {
+    problems: Vec<String>,
+}
+
+impl PackageError {
+    /// The problems, each naming the file it is in.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
+    /// Always [`ErrorCode::FailedPrecondition`]: the package must change before it can be served.
+    pub fn code(&self) -> ErrorCode {
+        ErrorCode::FailedPrecondition
+    }
+
+    pub(crate) fn one(problem: String) -> Self {
+        Self { problems: vec![problem] }
+    }
+}
+
+impl fmt::Display for PackageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problems.join("\n"))
+    }
+}
+
+/// A package that was checked whole: everything short of reading its weights.
+#[derive(Debug)]
+pub struct Package {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// How it is served.
+    pub settings: ModelSettings,
+    /// What it takes and gives.
+    pub signature: Signature,
+    plan: Plan,
+}
+
+impl Package {
+    /// Opens and checks the package in `dir`: `model.toml`, `config.json`, the tokenizer, and the names, shapes and
+    /// datatypes of its weights. It runs on `default_device` unless its `model.toml` names another.
+    ///
+    /// # Errors
+    /// Every problem found.
+    pub fn open(dir: &Path, default_device: DeviceId) -> Result<Self, PackageError> {
+        let folder = Folder::open(dir).map_err(PackageError::one)?;
+        let mut problems = Problems::default();
+        folder.check(&mut problems);
+        let opened = open_plan(&folder, default_device, &mut problems);
+        match opened {
+            Some((settings, signature, plan)) if problems.count() == 0 => {
+                Ok(Self { dir: dir.to_owned(), settings, signature, plan })
+            }
+            _ => Err(problems.into_error()),
+        }
+    }
+
+    /// Reads the weights and makes the model. Takes as long as the weights are large: never on a serving thread.
+    ///
+    /// # Errors
+    /// The device cannot be opened, or a weights file cannot be read as it was when the package was opened.
+    pub fn load(self) -> Result<Arc<dyn LoadedModel>, PackageError> {
+        arch::load(self.plan, &self.settings, self.signature).map_err(PackageError::one)
+    }
+}
+
+fn open_plan(
+    folder: &Folder,
+    default_device: DeviceId,
+    problems: &mut Problems,
+) -> Option<(ModelSettings, Signature, Plan)> {
+    let mut keys = read_toml(folder, problems)?;
+    let family = match keys.take_word("family", &Family::WORDS, problems) {
+        Some(family) => family,
+        None => infer_family(folder, problems)?,
+    };
+    let settings = ModelSettings::read(family, default_device, &mut keys, problems);
+    let opened = arch::open(folder, &settings, &mut keys, problems);
+    keys.finish(problems);
+    let (signature, plan) = opened?;
+    Some((settings, signature, plan))
+}
+
+fn read_toml(folder: &Folder, problems: &mut Problems) -> Option<Keys> {
+    let content = problems.keep(folder.read("model.toml"))?.unwrap_or_default();
+    let parsed = String::from_utf8(content)
+        .map_err(|_| "model.toml: not UTF-8".to_owned())
+        .and_then(|text| toml::from_str(&text).map_err(|e| format!("model.toml: not valid TOML: {e}")));
+    problems.keep(parsed).map(|table| Keys::new(table, "model.toml"))
+}
+
+fn infer_family(folder: &Folder, problems: &mut Problems) -> Option<Family> {
+    let before = problems.count();
+    if folder.json("config.json", problems).is_some() {
+        return Some(Family::Bert);
+    }
+    if problems.count() > before {
+        return None;
+    }
+    if folder.safetensors().is_empty() {
+        problems.push(
+            "no model found: expected a model.toml with a `family`, a config.json (BERT family), \
+             or a model.safetensors with dense layers",
+        );
+        return None;
+    }
+    Some(Family::Tabular)
+}

@@ -1,0 +1,5 @@
+//! From what a caller sends to what a backend executes.
+
+pub(crate) mod tabular;
+pub(crate) mod text;
+pub(crate) mod tokens;

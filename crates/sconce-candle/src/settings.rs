@@ -1,0 +1,177 @@
+use crate::Problems;
+use crate::device;
+use crate::keys::Keys;
+use sconce_core::DeviceId;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+/// What kind of model a package holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// Gives its input back.
+    Identity,
+    /// Sum and difference of two inputs.
+    AddSub,
+    /// Dense layers over encoded columns.
+    Tabular,
+    /// BERT, DistilBERT, RoBERTa and XLM-RoBERTa: sentence embedding or sequence classification.
+    Bert,
+}
+
+impl Family {
+    pub(crate) const WORDS: [(&str, Self); 4] = [
+        ("identity", Self::Identity),
+        ("add_sub", Self::AddSub),
+        ("tabular", Self::Tabular),
+        ("bert", Self::Bert),
+    ];
+
+    /// The name in `model.toml` and in metadata.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::AddSub => "add_sub",
+            Self::Tabular => "tabular",
+            Self::Bert => "bert",
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The floating-point type a model computes in. Its outputs are FP32 whatever it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// 32 bits.
+    F32,
+    /// 16 bits with the exponent of an f32.
+    Bf16,
+    /// 16 bits, IEEE 754 half precision.
+    F16,
+}
+
+impl Precision {
+    const WORDS: [(&str, Self); 3] = [("f32", Self::F32), ("bf16", Self::Bf16), ("f16", Self::F16)];
+
+    /// The name in `model.toml` and in metadata.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+}
+
+/// How a model is served: what `model.toml` says, or else the defaults of its family.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSettings {
+    /// What kind of model it is.
+    pub family: Family,
+    /// One line for people.
+    pub description: String,
+    /// The most rows a request, and a batch, may have. Default 64; 32 for the BERT family.
+    pub max_batch_size: usize,
+    /// The most tokens a batch may have, for models that have tokens. Default 16384.
+    pub max_batch_tokens: Option<usize>,
+    /// How long the oldest request of a batch may wait for company. Default 0.
+    pub max_queue_delay: Duration,
+    /// The most requests that may wait. Default 1024.
+    pub queue_depth: usize,
+    /// How many instances run side by side; the server decides when it is not given.
+    pub instances: Option<usize>,
+    /// Threads of each instance. Default 1.
+    pub threads: usize,
+    /// Where it runs.
+    pub device: DeviceId,
+    /// What it computes in. Default f32.
+    pub precision: Precision,
+    /// The classes' names, if given.
+    pub labels: Option<Vec<String>>,
+    /// Figures about the model, such as its accuracy, by name.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// Token bound of a batch of the BERT family.
+const DEFAULT_BATCH_TOKENS: usize = 16_384;
+const MAX_DESCRIPTION_BYTES: usize = 4096;
+const MAX_LABELS: usize = 1 << 20;
+
+impl ModelSettings {
+    /// The defaults of `family` on `device`.
+    pub(crate) fn new(family: Family, device: DeviceId) -> Self {
+        let has_tokens = family == Family::Bert;
+        Self {
+            family,
+            description: String::new(),
+            max_batch_size: if has_tokens { 32 } else { 64 },
+            max_batch_tokens: has_tokens.then_some(DEFAULT_BATCH_TOKENS),
+            max_queue_delay: Duration::ZERO,
+            queue_depth: 1024,
+            instances: None,
+            threads: 1,
+            device,
+            precision: Precision::F32,
+            labels: None,
+            metrics: BTreeMap::new(),
+        }
+    }
+
+    /// Takes the keys every family has out of `keys`.
+    pub(crate) fn read(family: Family, device: DeviceId, keys: &mut Keys, problems: &mut Problems) -> Self {
+        let mut settings = Self::new(family, device);
+        if let Some(text) = keys.take::<String>("description", problems) {
+            if text.len() > MAX_DESCRIPTION_BYTES {
+                let got = format!("expected at most {MAX_DESCRIPTION_BYTES} bytes, got {}", text.len());
+                problems.push(keys.message("description", &got));
+            }
+            settings.description = text;
+        }
+        settings.read_bounds(keys, problems);
+        settings.read_device(keys, problems);
+        if let Some(precision) = keys.take_word("dtype", &Precision::WORDS, problems) {
+            settings.precision = precision;
+        }
+        settings.labels = keys.take("labels", problems);
+        if let Some(labels) = settings.labels.as_ref().filter(|labels| labels.len() > MAX_LABELS) {
+            let got = format!("expected at most {MAX_LABELS} labels, got {}", labels.len());
+            problems.push(keys.message("labels", &got));
+        }
+        settings.metrics = keys.take("metrics", problems).unwrap_or_default();
+        settings
+    }
+
+    fn read_bounds(&mut self, keys: &mut Keys, problems: &mut Problems) {
+        if let Some(rows) = keys.take_in("max_batch_size", 1..=65_536, problems) {
+            self.max_batch_size = rows;
+        }
+        if self.family == Family::Bert
+            && let Some(tokens) = keys.take_in("max_batch_tokens", 1..=1 << 24, problems)
+        {
+            self.max_batch_tokens = Some(tokens);
+        }
+        if let Some(ms) = keys.take_in("max_queue_delay_ms", 0.0..=60_000.0, problems) {
+            self.max_queue_delay = Duration::from_secs_f64(ms / 1000.0);
+        }
+        if let Some(requests) = keys.take_in("queue_depth", 1..=1 << 20, problems) {
+            self.queue_depth = requests;
+        }
+        self.instances = keys.take_in("instances", 1..=1024, problems);
+        if let Some(threads) = keys.take_in("threads", 1..=1024, problems) {
+            self.threads = threads;
+        }
+    }
+
+    fn read_device(&mut self, keys: &mut Keys, problems: &mut Problems) {
+        if let Some(text) = keys.take::<String>("device", problems) {
+            let parsed = text.parse().map_err(|e| format!("model.toml: {e}"));
+            self.device = problems.keep(parsed).unwrap_or(self.device);
+        }
+        problems.keep(device::check_device(self.device).map_err(|e| e.to_string()));
+    }
+}

@@ -1,0 +1,80 @@
+use std::error::Error as StdError;
+
+/// What a failed request comes to. Closed: the front door maps each code to exactly one wire status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorCode {
+    /// The request itself is wrong and will be wrong again: shape, datatype, size, name, parameter.
+    InvalidArgument,
+    /// No such model or version.
+    NotFound,
+    /// The version exists but is not ready, or the server is draining.
+    Unavailable,
+    /// A bound was reached: queue, bytes in flight, connections, streams.
+    ResourceExhausted,
+    /// The deadline passed before an answer existed.
+    DeadlineExceeded,
+    /// The caller went away.
+    Cancelled,
+    /// The call is not allowed where it was made.
+    PermissionDenied,
+    /// A condition of the call does not hold (a read-only catalogue, say).
+    FailedPrecondition,
+    /// The server does not offer this.
+    Unimplemented,
+    /// The model or the server failed: a kernel error, a panic, NaN where the signature forbids it.
+    Internal,
+}
+
+/// A failure on the request path. The message is for the caller: it says what was expected and what came.
+/// The source chain is for the log and never leaves the server.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    code: ErrorCode,
+    message: String,
+    #[source]
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// A result whose error carries an [`ErrorCode`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error of `code` with the caller's `message`.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), source: None }
+    }
+
+    /// [`ErrorCode::InvalidArgument`].
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::InvalidArgument, message)
+    }
+
+    /// [`ErrorCode::Internal`].
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Internal, message)
+    }
+
+    /// [`ErrorCode::DeadlineExceeded`], one wording wherever it is found out.
+    pub fn deadline_exceeded() -> Self {
+        Self::new(ErrorCode::DeadlineExceeded, "the deadline passed before the model answered")
+    }
+
+    /// Attaches the cause, which goes to the log and never to the caller.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What the failure comes to.
+    pub fn code(&self) -> ErrorCode {
+        self.code
+    }
+
+    /// The same failure for another request of the same batch. The cause stays with the first: the log tells it once.
+    #[must_use]
+    pub fn repeat(&self) -> Self {
+        Self::new(self.code, self.message.clone())
+    }
+}

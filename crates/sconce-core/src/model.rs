@@ -1,0 +1,110 @@
+use crate::{Inputs, Result, Signature, Tensor};
+
+/// Where a model's [`LoadedModel::prepare`] should run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preparation {
+    /// It takes a microsecond or so: run it where the request is.
+    Inline,
+    /// It takes real work (tokenizing): run it on the preparation threads, never on a thread that serves connections.
+    Offload,
+}
+
+/// A model version in memory: weights read, verified and packed once, shared by every instance.
+pub trait LoadedModel: Send + Sync {
+    /// What the model takes and gives.
+    fn signature(&self) -> &Signature;
+
+    /// Bytes its weights and tables hold.
+    fn memory_bytes(&self) -> usize;
+
+    /// Where [`prepare`](Self::prepare) should run.
+    fn preparation(&self) -> Preparation {
+        Preparation::Inline
+    }
+
+    /// Turns a request's tensors into what the backend executes: text tokenized, features encoded. After this the
+    /// request's true cost, rows and tokens, is known.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for content the signature cannot express (invalid UTF-8, an unknown category).
+    fn prepare(&self, inputs: Inputs) -> Result<ModelInput>;
+
+    /// Makes what one worker needs. Cheap; called on the worker's own thread, and again after a panic.
+    ///
+    /// # Errors
+    /// `Internal` when the device refuses.
+    fn instance(&self) -> Result<Box<dyn Backend>>;
+}
+
+/// One worker's executor. It lives and dies on its worker's thread.
+pub trait Backend {
+    /// How many batches may be in flight: 1 where `submit` computes, 2 where a device computes beside it.
+    fn depth(&self) -> usize {
+        1
+    }
+
+    /// Starts `batch`.
+    ///
+    /// # Errors
+    /// The batch has failed; nothing of it is in flight.
+    fn submit(&mut self, batch: Batch) -> Result<()>;
+
+    /// Waits for the oldest submitted batch.
+    ///
+    /// # Errors
+    /// That batch has failed.
+    fn collect(&mut self) -> Result<BatchOutput>;
+}
+
+/// One prepared request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelInput {
+    /// Tensors in the order the model's family defines.
+    pub tensors: Vec<Tensor>,
+    /// Rows, at least 1.
+    pub rows: usize,
+    /// Tokens of each row, for models that have tokens; empty otherwise.
+    pub row_tokens: Vec<usize>,
+}
+
+impl ModelInput {
+    /// Tokens of all rows.
+    pub fn tokens(&self) -> usize {
+        self.row_tokens.iter().sum()
+    }
+}
+
+/// Requests that run together. Ragged: requests keep their own rows, and rows their own lengths.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// The requests, in order.
+    pub inputs: Vec<ModelInput>,
+}
+
+impl Batch {
+    /// Rows of all requests.
+    pub fn rows(&self) -> usize {
+        self.inputs.iter().map(|input| input.rows).sum()
+    }
+
+    /// Tokens of all requests.
+    pub fn tokens(&self) -> usize {
+        self.inputs.iter().map(ModelInput::tokens).sum()
+    }
+}
+
+/// A batch's answer.
+#[derive(Debug)]
+pub struct BatchOutput {
+    /// Output `i` answers request `i`. An error here fails that request alone (NaN in its own rows, say).
+    pub outputs: Vec<Result<InferOutput>>,
+    /// Tokens of padding the backend added.
+    pub padding: usize,
+}
+
+/// One request's answer: tensors in the order of the signature's outputs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InferOutput {
+    /// The tensors.
+    pub tensors: Vec<Tensor>,
+}

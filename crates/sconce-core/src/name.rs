@@ -1,0 +1,130 @@
+use crate::{Error, Result};
+use std::borrow::{Borrow, Cow};
+use std::fmt;
+use std::sync::Arc;
+
+/// A model's name: 1 to 128 of `A-Z a-z 0-9 . _ -`, not starting with a dot. Safe as a folder name and a label value.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ModelName(Arc<str>);
+
+impl ModelName {
+    /// The longest name, in bytes.
+    pub const MAX_BYTES: usize = 128;
+
+    /// Checks `name`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when it is empty, too long, starts with a dot or has another character.
+    pub fn new(name: &str) -> Result<Self> {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+        if name.is_empty() || name.len() > Self::MAX_BYTES || name.starts_with('.') || !name.bytes().all(allowed) {
+            return Err(Error::invalid(format!(
+                "model name: expected 1 to {} characters of A-Z a-z 0-9 . _ - not starting with a dot, got {:?} ({} bytes)",
+                Self::MAX_BYTES,
+                abbreviate(name),
+                name.len()
+            )));
+        }
+        Ok(Self(name.into()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Borrow<str> for ModelName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ModelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A model's version: an integer of at least 1. Clients parse it as an integer, so it fits in an `i64`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ModelVersion(u64);
+
+impl ModelVersion {
+    /// Version `number`, or `None` when it is 0 or beyond `i64::MAX`.
+    pub fn new(number: u64) -> Option<Self> {
+        (1..=i64::MAX.unsigned_abs()).contains(&number).then_some(Self(number))
+    }
+
+    /// Parses a version's canonical decimal form: digits, no sign, no leading zero.
+    pub fn parse(text: &str) -> Option<Self> {
+        let canonical = !text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit());
+        if canonical { text.parse().ok().and_then(Self::new) } else { None }
+    }
+
+    /// The version as a number.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for ModelVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One prediction's identity, born at the front door and returned with the answer: a UUIDv7, so ids sort by time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PredictionId(uuid::Uuid);
+
+impl PredictionId {
+    /// A new id, stamped with the wall clock.
+    #[expect(clippy::new_without_default, reason = "every call gives another id; a default would hide that")]
+    pub fn new() -> Self {
+        Self(uuid::Uuid::now_v7())
+    }
+}
+
+impl fmt::Display for PredictionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+/// `text` fit for a message: at most 64 characters, so that hostile input cannot swell an error or a log line.
+pub fn abbreviate(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(64) {
+        None => Cow::Borrowed(text),
+        Some((end, _)) => Cow::Owned(format!("{}…", &text[..end])),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_could_leave_a_folder_are_refused() {
+        for bad in ["", ".", "..", ".hidden", "a/b", "a\\b", "a b", "é", "a\0", &"x".repeat(129)] {
+            assert!(ModelName::new(bad).is_err(), "{bad:?}");
+        }
+        for good in ["a", "all-MiniLM-L6-v2", "fraud.v2_x", &"x".repeat(128)] {
+            assert!(ModelName::new(good).is_ok(), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_a_long_name_is_short() {
+        let message = ModelName::new(&"x".repeat(10_000)).unwrap_err().to_string();
+        assert!(message.len() < 300, "{message}");
+    }
+
+    #[test]
+    fn versions_are_canonical_integers() {
+        assert_eq!(ModelVersion::parse("12").map(ModelVersion::get), Some(12));
+        for bad in ["", "0", "01", "-1", "+1", "1.0", "stable", "9223372036854775808"] {
+            assert_eq!(ModelVersion::parse(bad), None, "{bad:?}");
+        }
+    }
+}

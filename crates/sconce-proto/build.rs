@@ -1,0 +1,21 @@
+//! Compiles `proto/` without an external compiler.
+
+use prost::Message as _;
+use std::path::{Path, PathBuf};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let root = Path::new("../../proto");
+    println!("cargo::rerun-if-changed={}", root.display());
+    let descriptors = protox::compile(["inference/inference.proto"], [root])?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?).join("inference.bin");
+    std::fs::write(out, descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        // Ordered maps: empty ones, the common case, cost nothing, and answers are the same every time.
+        .btree_map(".inference")
+        // Tensor bytes stay slices of the received message.
+        .bytes(".inference.ModelInferRequest.raw_input_contents")
+        .bytes(".inference.ModelInferResponse.raw_output_contents")
+        .bytes(".inference.InferTensorContents.bytes_contents")
+        .compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,322 @@
+use crate::arbiter::{ClientId, Device};
+use crate::batcher::{BatchPolicy, Batcher, Due, Entry, Priority};
+use crate::worker;
+use sconce_core::{
+    Error, ErrorCode, ExecutionRecord, FailReason, InferOutput, LoadedModel, ModelInput, ModelStats,
+    Reservation, Result,
+};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// A prepared request on its way into the queue.
+#[derive(Debug)]
+pub struct Submission {
+    /// What the backend executes.
+    pub input: ModelInput,
+    /// Who goes first.
+    pub priority: Priority,
+    /// After this the answer is worthless.
+    pub deadline: Option<Instant>,
+    /// When the request came through the front door.
+    pub arrived_at: Instant,
+    /// How long its preparation took.
+    pub prepare_time: Duration,
+    /// The received bytes its tensors point into.
+    pub reservation: Option<Reservation>,
+}
+
+/// The one reply to a request.
+#[derive(Debug)]
+pub struct Reply {
+    /// The answer.
+    pub result: Result<InferOutput>,
+    /// What happened to the request; `None` when it never ran.
+    pub record: Option<ExecutionRecord>,
+}
+
+/// A model version's queue and workers. Dropping it closes the queue; [`Scheduler::close`] also waits.
+pub struct Scheduler {
+    shared: Arc<Shared>,
+    workers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What submitters and workers of one model version share.
+pub(crate) struct Shared {
+    pub(crate) model: Arc<dyn LoadedModel>,
+    pub(crate) device: Arc<Device>,
+    pub(crate) client: ClientId,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    stats: Mutex<ModelStats>,
+    max_rows: usize,
+}
+
+pub(crate) struct Queue {
+    pub(crate) batcher: Batcher<Job>,
+    closed: bool,
+    idle_workers: usize,
+    next_batch_id: u64,
+    next_sweep: Instant,
+}
+
+impl Queue {
+    /// Takes out what will never run. That takes long in a long queue, and overload must not feed itself: at most a
+    /// sixteenth of the time goes into it.
+    fn sweep(&mut self, now: Instant) -> Vec<Entry<Job>> {
+        if now < self.next_sweep {
+            return Vec::new();
+        }
+        let started = Instant::now();
+        let dropped = self.batcher.sweep(now, Job::abandoned);
+        self.next_sweep = Instant::now() + started.elapsed() * 16;
+        dropped
+    }
+}
+
+/// What the batcher carries for one request.
+pub(crate) struct Job {
+    pub(crate) input: ModelInput,
+    pub(crate) arrived_at: Instant,
+    pub(crate) prepare_time: Duration,
+    reply: oneshot::Sender<Reply>,
+    _reservation: Option<Reservation>,
+}
+
+impl Job {
+    pub(crate) fn abandoned(&self) -> bool {
+        self.reply.is_closed()
+    }
+
+    /// Sends the reply. A caller that went away meanwhile needs none.
+    pub(crate) fn answer(self, reply: Reply) {
+        let _ = self.reply.send(reply);
+    }
+
+    /// Takes the input out for the batch; what stays is what the reply needs.
+    pub(crate) fn take_input(&mut self) -> ModelInput {
+        let empty = ModelInput { tensors: Vec::new(), rows: 0, row_tokens: Vec::new() };
+        std::mem::replace(&mut self.input, empty)
+    }
+}
+
+impl Scheduler {
+    /// Starts `instances` workers (at least 1) for `model` on `device`, and waits until each has its backend. `name` is in
+    /// the threads' names.
+    ///
+    /// # Errors
+    /// `Internal` when a thread or an instance cannot be made; nothing is left running then.
+    pub fn start(
+        name: &str,
+        model: Arc<dyn LoadedModel>,
+        policy: BatchPolicy,
+        device: Arc<Device>,
+        instances: usize,
+    ) -> Result<Self> {
+        let shared = Arc::new(Shared {
+            model,
+            client: device.client(),
+            device,
+            max_rows: policy.max_rows,
+            queue: Mutex::new(Queue {
+                batcher: Batcher::new(policy),
+                closed: false,
+                idle_workers: 0,
+                next_batch_id: 1,
+                next_sweep: Instant::now(),
+            }),
+            wake: Condvar::new(),
+            stats: Mutex::new(ModelStats::default()),
+        });
+        let scheduler = Self { shared, workers: Mutex::new(Vec::new()) };
+        for instance in 0..instances.max(1) {
+            if let Err(error) = scheduler.start_worker(name, instance) {
+                scheduler.close();
+                return Err(error);
+            }
+        }
+        Ok(scheduler)
+    }
+
+    fn start_worker(&self, name: &str, instance: usize) -> Result<()> {
+        let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
+        let shared = Arc::clone(&self.shared);
+        let worker = std::thread::Builder::new()
+            .name(format!("sconce-worker-{name}-{instance}"))
+            .spawn(move || worker::run(&shared, instance, &ready))
+            .map_err(|error| Error::internal("a worker thread could not be started").with_source(error))?;
+        self.workers().push(worker);
+        is_ready.recv().unwrap_or_else(|_| Err(Error::internal("a worker ended while it started")))
+    }
+
+    /// The model it runs.
+    pub fn model(&self) -> &Arc<dyn LoadedModel> {
+        &self.shared.model
+    }
+
+    /// Puts a request in the queue. Exactly one [`Reply`] comes through the receiver; dropping the receiver abandons the
+    /// request.
+    ///
+    /// # Errors
+    /// At once: `ResourceExhausted` when the queue is full, `DeadlineExceeded` when the deadline has passed,
+    /// `InvalidArgument` for more rows than a batch may have, `Unavailable` after [`Scheduler::close`].
+    pub fn submit(&self, submission: Submission) -> Result<oneshot::Receiver<Reply>> {
+        let now = Instant::now();
+        let Submission { input, priority, deadline, arrived_at, prepare_time, reservation } = submission;
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            return Err(Error::deadline_exceeded());
+        }
+        if input.rows > self.shared.max_rows {
+            return Err(Error::invalid(format!(
+                "the request has {} rows, a batch at most {}",
+                input.rows, self.shared.max_rows
+            )));
+        }
+        let (reply, receiver) = oneshot::channel();
+        let (rows, tokens) = (input.rows, input.tokens());
+        let job = Job { input, arrived_at, prepare_time, reply, _reservation: reservation };
+        let mut queue = self.shared.queue();
+        if queue.closed {
+            return Err(Error::new(ErrorCode::Unavailable, "the model version is being unloaded"));
+        }
+        let entry = Entry { ticket: job, rows, tokens, priority, queued_at: now, deadline };
+        let mut dropped = Vec::new();
+        let mut pushed = queue.batcher.push(entry);
+        if let Err(entry) = pushed {
+            // Room may be held by requests that will never run.
+            dropped = queue.sweep(now);
+            pushed = queue.batcher.push(entry);
+        }
+        // The first in the queue needs a worker that watches the clock for it; those behind it a worker only when a batch is
+        // due.
+        let wake = queue.idle_workers > 0 && (queue.batcher.len() == 1 || queue.batcher.due(now) == Due::Now);
+        drop(queue);
+        self.shared.answer_dropped(dropped);
+        if pushed.is_err() {
+            return Err(Error::new(
+                ErrorCode::ResourceExhausted,
+                "the model's queue is full: try again later",
+            ));
+        }
+        if wake {
+            self.shared.wake.notify_one();
+        }
+        Ok(receiver)
+    }
+
+    /// Counts a request that failed before it reached the queue.
+    pub fn count_failure(&self, error: &Error, time: Duration) {
+        self.shared.stats().add_failure(FailReason::of(error), time);
+    }
+
+    /// The counters so far.
+    pub fn stats(&self) -> ModelStats {
+        self.shared.stats().clone()
+    }
+
+    /// Requests that wait.
+    pub fn queue_depth(&self) -> usize {
+        self.shared.queue().batcher.len()
+    }
+
+    /// Takes no more requests, lets the workers answer what waits, and joins them. Blocks: call it off the async threads.
+    pub fn close(&self) {
+        self.shared.close();
+        // The lock is held meanwhile: another call waits for the same.
+        for worker in self.workers().drain(..) {
+            // A worker that panicked outside of a batch has nothing left to give back.
+            let _ = worker.join();
+        }
+    }
+
+    fn workers(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+impl Shared {
+    /// Waits until a batch is due. `false`: closed, and nothing waits any more.
+    pub(crate) fn wait_until_due(&self) -> bool {
+        let mut queue = self.queue();
+        loop {
+            let now = Instant::now();
+            let due =
+                if queue.closed && !queue.batcher.is_empty() { Due::Now } else { queue.batcher.due(now) };
+            let wait = match due {
+                Due::Now => return true,
+                Due::Idle if queue.closed => return false,
+                Due::Idle => None,
+                Due::At(at) => Some(at.saturating_duration_since(now)),
+            };
+            queue.idle_workers += 1;
+            queue = match wait {
+                None => self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner),
+                Some(wait) => self.wake.wait_timeout(queue, wait).unwrap_or_else(PoisonError::into_inner).0,
+            };
+            queue.idle_workers -= 1;
+        }
+    }
+
+    /// Composes a batch if one is due; `None` when another worker was faster. Dropped requests are answered here.
+    pub(crate) fn take_batch(&self) -> Option<(Vec<Entry<Job>>, sconce_core::CloseReason, u64)> {
+        let mut queue = self.queue();
+        loop {
+            let now = Instant::now();
+            if queue.batcher.is_empty() || (!queue.closed && queue.batcher.due(now) != Due::Now) {
+                return None;
+            }
+            let dispatch = queue.batcher.take(now, Job::abandoned);
+            if !dispatch.entries.is_empty() {
+                let batch_id = queue.next_batch_id;
+                queue.next_batch_id += 1;
+                // What did not fit is another worker's, if one sleeps: the one wake-up a push sends may have been ours.
+                let wake = queue.idle_workers > 0 && !queue.batcher.is_empty();
+                drop(queue);
+                if wake {
+                    self.wake.notify_one();
+                }
+                self.answer_dropped(dispatch.dropped);
+                return Some((dispatch.entries, dispatch.reason, batch_id));
+            }
+            drop(queue);
+            self.answer_dropped(dispatch.dropped);
+            queue = self.queue();
+        }
+    }
+
+    /// Answers requests that must not run. Their time counts as failed.
+    fn answer_dropped(&self, dropped: Vec<Entry<Job>>) {
+        if dropped.is_empty() {
+            return;
+        }
+        let mut stats = self.stats();
+        for entry in &dropped {
+            stats.add_failure(FailReason::Canceled, entry.ticket.arrived_at.elapsed());
+        }
+        drop(stats);
+        for entry in dropped {
+            entry.ticket.answer(Reply { result: Err(Error::deadline_exceeded()), record: None });
+        }
+    }
+
+    pub(crate) fn stats(&self) -> MutexGuard<'_, ModelStats> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self) {
+        self.queue().closed = true;
+        self.wake.notify_all();
+    }
+
+    // Nothing that panics runs under these locks: a poisoned lock is still a sound one.
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,215 @@
+use crate::batcher::Entry;
+use crate::scheduler::{Job, Reply, Shared};
+use sconce_core::{
+    Backend, Batch, BatchOutput, CloseReason, Error, ExecutionRecord, FailReason, ModelInput, Result,
+};
+use std::any::Any;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::SyncSender;
+use std::time::{Instant, SystemTime};
+
+/// A worker's life: make the backend, say so, then run batches until the queue is closed and empty.
+pub(crate) fn run(shared: &Shared, instance: usize, ready: &SyncSender<Result<()>>) {
+    let mut worker = Worker { shared, instance, backend: None, running: VecDeque::new() };
+    let made = worker.make_backend();
+    let failed = made.is_err();
+    let _ = ready.send(made);
+    if failed {
+        return;
+    }
+    while shared.wait_until_due() {
+        let slot = shared.device.acquire(shared.client);
+        loop {
+            worker.fill();
+            if worker.running.is_empty() {
+                break;
+            }
+            worker.collect_oldest();
+            if slot.contested() {
+                while !worker.running.is_empty() {
+                    worker.collect_oldest();
+                }
+                break;
+            }
+        }
+    }
+    worker.discard_backend();
+}
+
+struct Worker<'a> {
+    shared: &'a Shared,
+    instance: usize,
+    /// The backend and its depth. `None` after a panic, until the next batch makes it again.
+    backend: Option<(Box<dyn Backend>, usize)>,
+    running: VecDeque<Running>,
+}
+
+/// A submitted batch and who waits for it.
+struct Running {
+    entries: Vec<Entry<Job>>,
+    reason: CloseReason,
+    batch_id: u64,
+    rows: usize,
+    tokens: usize,
+    started_at: Instant,
+    submitted_at: Instant,
+}
+
+impl Worker<'_> {
+    /// Submits what is due until the backend has all it can hold, or a batch fails. Then the turn is over: a model that
+    /// only fails must not keep the slot, and a rebuilt backend must not meet batches of the one before it.
+    fn fill(&mut self) {
+        let depth = self.backend.as_ref().map_or(1, |(_, depth)| *depth);
+        while self.running.len() < depth {
+            let Some((mut entries, reason, batch_id)) = self.shared.take_batch() else { return };
+            let started_at = Instant::now();
+            let inputs: Vec<ModelInput> = entries.iter_mut().map(|entry| entry.ticket.take_input()).collect();
+            let batch = Batch { inputs };
+            let (rows, tokens) = (batch.rows(), batch.tokens());
+            let submitted_at = Instant::now();
+            let submitted = self.make_backend().and_then(|()| self.guard(|backend| backend.submit(batch)));
+            let running = Running { entries, reason, batch_id, rows, tokens, started_at, submitted_at };
+            match submitted {
+                Ok(()) => self.running.push_back(running),
+                Err(error) => return self.finish(running, Err(error)),
+            }
+        }
+    }
+
+    fn collect_oldest(&mut self) {
+        let output = self.guard(|backend| backend.collect());
+        if let Some(running) = self.running.pop_front() {
+            self.finish(running, output);
+        }
+    }
+
+    /// Calls the backend. After a panic the backend is gone, and so is all that it had in flight.
+    fn guard<T>(&mut self, call: impl FnOnce(&mut dyn Backend) -> Result<T>) -> Result<T> {
+        let Some((backend, _)) = &mut self.backend else {
+            return Err(Error::internal("the model failed while this request's batch was in flight"));
+        };
+        // The backend is discarded when it unwinds, so no broken state of it is seen again.
+        catch_unwind(AssertUnwindSafe(|| call(&mut **backend))).unwrap_or_else(|panic| {
+            self.report(&*panic);
+            self.discard_backend();
+            Err(Error::internal("the model panicked on this request's batch"))
+        })
+    }
+
+    fn make_backend(&mut self) -> Result<()> {
+        if self.backend.is_none() {
+            let make = || {
+                let backend = self.shared.model.instance()?;
+                let depth = backend.depth().max(1);
+                Ok((backend, depth))
+            };
+            let made = catch_unwind(AssertUnwindSafe(make)).unwrap_or_else(|panic| {
+                self.report(&*panic);
+                Err(Error::internal("the model panicked while an instance was made"))
+            });
+            self.backend = Some(made?);
+        }
+        Ok(())
+    }
+
+    /// Logs and counts a panic of the model.
+    fn report(&self, panic: &(dyn Any + Send)) {
+        let cause = panic
+            .downcast_ref::<&str>()
+            .copied()
+            .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("a panic without a message");
+        tracing::error!(
+            instance = self.instance,
+            cause,
+            "a model panicked: its batch fails, its instance is rebuilt"
+        );
+        self.shared.stats().panics += 1;
+    }
+
+    fn discard_backend(&mut self) {
+        let backend = self.backend.take();
+        // A backend that panicked may panic again on its way out.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(backend)));
+    }
+
+    /// Answers every request of a batch, each exactly once.
+    fn finish(&mut self, running: Running, output: Result<BatchOutput>) {
+        let finished_at = Instant::now();
+        let Running { entries, reason, batch_id, rows, tokens, started_at, submitted_at } = running;
+        let requests = entries.len();
+        let output = output.and_then(|output| {
+            if output.outputs.len() == requests {
+                return Ok(output);
+            }
+            let got = output.outputs.len();
+            Err(Error::internal(format!("the model answered {got} of the batch's {requests} requests")))
+        });
+        let padding = output.as_ref().map_or(0, |output| output.padding);
+        let record = |entry: &Entry<Job>| ExecutionRecord {
+            batch_id,
+            instance: self.instance,
+            batch_requests: requests,
+            batch_rows: rows,
+            batch_tokens: tokens,
+            batch_padding: padding,
+            close_reason: reason,
+            queued_at: entry.queued_at,
+            started_at,
+            finished_at,
+        };
+        let results: Vec<_> = match output {
+            Ok(output) => output.outputs,
+            Err(error) => {
+                tracing::error!(
+                    instance = self.instance,
+                    batch_id,
+                    requests,
+                    error = &error as &dyn std::error::Error,
+                    "a batch failed"
+                );
+                (0..requests).map(|_| Err(error.repeat())).collect()
+            }
+        };
+
+        let mut stats = self.shared.stats();
+        let (mut answered, mut answered_rows) = (0, 0);
+        for (entry, result) in entries.iter().zip(&results) {
+            let total = finished_at.saturating_duration_since(entry.ticket.arrived_at);
+            match result {
+                Ok(_) => {
+                    answered += 1;
+                    answered_rows += entry.rows;
+                    stats.add_success(&record(entry), entry.ticket.prepare_time, total);
+                }
+                Err(error) => stats.add_failure(FailReason::of(error), total),
+            }
+        }
+        if answered > 0 {
+            stats.inference_count += answered_rows as u64;
+            stats.token_count += tokens as u64;
+            stats.last_inference = Some(SystemTime::now());
+        }
+        stats.execution_count += 1;
+        *stats.close_reasons.entry(reason.name()).or_default() += 1;
+        let size = stats.batches.entry(rows).or_default();
+        size.compute_input.add(submitted_at.saturating_duration_since(started_at));
+        size.compute_infer.add(finished_at.saturating_duration_since(submitted_at));
+        drop(stats);
+
+        for (entry, result) in entries.into_iter().zip(results) {
+            let record = Some(record(&entry));
+            entry.ticket.answer(Reply { result, record });
+        }
+
+        let handing_out = finished_at.elapsed();
+        let mut stats = self.shared.stats();
+        // Like the time in the backend, the batch's time is each of its requests' time.
+        stats.compute_output.count += u64::from(answered);
+        stats.compute_output.time += handing_out * answered;
+        if let Some(size) = stats.batches.get_mut(&rows) {
+            size.compute_output.add(handing_out);
+        }
+    }
+}

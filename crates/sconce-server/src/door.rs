@@ -1,0 +1,92 @@
+//! What every listener shares.
+
+use crate::config::Limits;
+use crate::dispatch::PreparePool;
+use crate::models::{Models, State};
+use sconce_core::ByteBudget;
+use sconce_telemetry::metrics::{ModelSample, ServerSample};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+/// The server behind its listeners.
+pub(crate) struct Door {
+    pub(crate) models: Models,
+    pub(crate) limits: Limits,
+    pub(crate) budget: ByteBudget,
+    pub(crate) connections: Arc<Semaphore>,
+    pub(crate) streams: Arc<Semaphore>,
+    pub(crate) prepare: PreparePool,
+    /// Cancelled when shutdown begins: no new request is taken.
+    pub(crate) draining: CancellationToken,
+    /// Calls and connections refused before any model was known.
+    pub(crate) refused: AtomicU64,
+    /// Whether the first load is over.
+    pub(crate) loaded: AtomicBool,
+    health: HealthReporter,
+}
+
+const SERVICE: &str = "inference.GRPCInferenceService";
+
+impl Door {
+    pub(crate) fn new(models: Models, limits: Limits, cores: usize, health: HealthReporter) -> Self {
+        Self {
+            models,
+            budget: ByteBudget::new(limits.max_inflight_bytes),
+            connections: Arc::new(Semaphore::new(limits.max_connections)),
+            streams: Arc::new(Semaphore::new(limits.max_streams)),
+            limits,
+            prepare: PreparePool::new(cores),
+            draining: CancellationToken::new(),
+            refused: AtomicU64::new(0),
+            loaded: AtomicBool::new(false),
+            health,
+        }
+    }
+
+    /// Ready: loading is over, every model was loaded (or unloaded on purpose), and no drain has begun. `Err` says why not.
+    pub(crate) fn readiness(&self) -> Result<(), String> {
+        if self.draining.is_cancelled() {
+            return Err("draining".to_owned());
+        }
+        if !self.loaded.load(Ordering::Acquire) {
+            return Err("loading models".to_owned());
+        }
+        let failed = self.models.index().into_iter().find_map(|(name, version, state)| match state {
+            State::Unavailable(reason) if reason != "unloaded" => Some(format!("{name} version {version}: {reason}")),
+            _ => None,
+        });
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Tells the health service how [`Self::readiness`] stands. To be called after each change of it.
+    pub(crate) async fn report_health(&self) {
+        let status = if self.readiness().is_ok() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in ["", SERVICE] {
+            self.health.set_service_status(service, status).await;
+        }
+    }
+
+    /// A scrape's view of the server.
+    pub(crate) fn sample(&self) -> (ServerSample, Vec<ModelSample>) {
+        let used = |semaphore: &Semaphore, limit: usize| (limit.saturating_sub(semaphore.available_permits()), limit);
+        let server = ServerSample {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            inflight_bytes: (self.budget.held_bytes(), self.budget.limit_bytes()),
+            connections: used(&self.connections, self.limits.max_connections),
+            streams: used(&self.streams, self.limits.max_streams),
+            refused: self.refused.load(Ordering::Relaxed),
+        };
+        let model = |served: Arc<crate::models::Served>| ModelSample {
+            model: served.name.to_string(),
+            version: served.version_text.clone(),
+            stats: served.scheduler.stats(),
+            queue_depth: served.scheduler.queue_depth(),
+            memory_bytes: served.scheduler.model().memory_bytes(),
+        };
+        (server, self.models.ready().map(model).collect())
+    }
+}

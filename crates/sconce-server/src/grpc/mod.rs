@@ -1,0 +1,214 @@
+//! The gRPC listeners: accept within bounds, route calls, stop cleanly.
+
+mod convert;
+mod frames;
+mod inference;
+mod info;
+mod status;
+
+use crate::door::Door;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use info::Info;
+use sconce_core::{Error, ErrorCode};
+use sconce_proto::inference::FILE_DESCRIPTOR_SET;
+use sconce_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::body::Body;
+use tonic::codegen::Service as _;
+use tonic::service::Routes;
+use tonic_health::pb::health_server::{Health, HealthServer};
+
+/// What a listener is for.
+#[derive(Debug, Clone)]
+pub(crate) enum Role {
+    /// Inference, health, reflection. Control calls are refused, and told where they belong.
+    Inference {
+        /// The control listener's address.
+        control: SocketAddr,
+    },
+    /// The same, and control calls.
+    Control,
+}
+
+/// One listener's services.
+#[derive(Clone)]
+pub(crate) struct Listener {
+    door: Arc<Door>,
+    /// Every service but the two inference calls.
+    routes: Routes,
+    role: Role,
+    /// Connections that are told the bound was reached, instead of being served.
+    refusing: Arc<Semaphore>,
+}
+
+/// Connections being refused at once; beyond it they are simply closed.
+const MAX_REFUSING: usize = 64;
+/// How long a connection may take to send its first byte, and a refused one to read its refusal.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// What a peer may send ahead on one call and on one connection before it is read: the most an unread byte costs.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 2 << 20;
+/// Request headers of one call.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
+/// Calls in progress on one connection.
+const MAX_CONCURRENT_STREAMS: u32 = 1024;
+/// A peer that does not answer a ping within twice this is gone.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+
+impl Listener {
+    pub(crate) fn new(
+        door: Arc<Door>,
+        role: Role,
+        health: HealthServer<impl Health>,
+    ) -> Result<Self, tonic_reflection::server::Error> {
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let info = Info { door: Arc::clone(&door), role: role.clone() };
+        let routes = Routes::new(GrpcInferenceServiceServer::new(info))
+            .add_service(health)
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?)
+            .prepare();
+        Ok(Self { door, routes, role, refusing: Arc::new(Semaphore::new(MAX_REFUSING)) })
+    }
+
+    /// Accepts connections until `stop`; each lives on `connections` until its last call is answered, or `abort`.
+    pub(crate) async fn run(
+        self,
+        listener: TcpListener,
+        connections: TaskTracker,
+        stop: CancellationToken,
+        abort: CancellationToken,
+    ) {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = stop.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let serve = self.clone().serve(stream, stop.clone());
+                    let abort = abort.clone();
+                    connections.spawn(async move {
+                        tokio::select! {
+                            () = serve => {}
+                            () = abort.cancelled() => {}
+                        }
+                    });
+                }
+                Err(error) => {
+                    // Out of file descriptors, most likely: accepting at once again would only spin.
+                    tracing::warn!(error = &error as &dyn std::error::Error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    async fn serve(self, stream: TcpStream, stop: CancellationToken) {
+        // Without it small answers wait for the peer's acknowledgement. A socket that refuses it still works.
+        let _ = stream.set_nodelay(true);
+        if matches!(self.role, Role::Control) {
+            return self.serve_http2(stream, stop, false).await;
+        }
+        match Arc::clone(&self.door.connections).try_acquire_owned() {
+            Ok(_permit) => self.serve_http2(stream, stop, false).await,
+            Err(_) => {
+                self.door.refused.fetch_add(1, Ordering::Relaxed);
+                let Ok(_permit) = Arc::clone(&self.refusing).try_acquire_owned() else { return };
+                let refusal = self.serve_http2(stream, stop, true);
+                // Whether it read its refusal in time is the peer's business.
+                let _ = tokio::time::timeout(PATIENCE, refusal).await;
+            }
+        }
+    }
+
+    async fn serve_http2(self, stream: TcpStream, stop: CancellationToken, refused: bool) {
+        let first_byte = tokio::select! {
+            first_byte = tokio::time::timeout(PATIENCE, stream.readable()) => first_byte,
+            () = stop.cancelled() => return,
+        };
+        if !matches!(first_byte, Ok(Ok(()))) {
+            return;
+        }
+        let service = service_fn(move |request| {
+            let listener = self.clone();
+            async move {
+                Ok::<_, Infallible>(if refused {
+                    let limit = listener.door.limits.max_connections;
+                    inference::refuse(&exhausted(format!("the server has {limit} connections, its limit")))
+                } else {
+                    listener.route(request).await
+                })
+            }
+        });
+        let mut http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+            .max_header_list_size(MAX_HEADER_BYTES)
+            .keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE);
+        let connection = http2.serve_connection(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended badly");
+        }
+    }
+
+    /// One call. It holds its place among all calls until its answer is sent.
+    async fn route(mut self, request: Request<Incoming>) -> Response<Body> {
+        let Ok(permit) = Arc::clone(&self.door.streams).try_acquire_owned() else {
+            self.door.refused.fetch_add(1, Ordering::Relaxed);
+            let limit = self.door.limits.max_streams;
+            return inference::refuse(&exhausted(format!("the server has {limit} calls in progress, its limit")));
+        };
+        match request.uri().path() {
+            // Unary: the answer's body is whole when the handler returns, so its place is free then.
+            "/inference.GRPCInferenceService/ModelInfer" => inference::unary(&self.door, request).await,
+            "/inference.GRPCInferenceService/ModelStreamInfer" => {
+                inference::streaming(self.door, request).map(|body| held(body, permit))
+            }
+            _ => match self.routes.call(request).await {
+                Ok(response) => response.map(|body| held(body, permit)),
+                Err(never) => match never {},
+            },
+        }
+    }
+}
+
+/// `body`, holding `guard` as long as it lives.
+fn held<G: Send + Unpin + 'static>(body: Body, guard: G) -> Body {
+    use http_body_util::BodyExt as _;
+    Body::new(body.map_frame(move |frame| {
+        let _held = &guard;
+        frame
+    }))
+}
+
+fn exhausted(message: String) -> Error {
+    Error::new(ErrorCode::ResourceExhausted, format!("{message}: try again later"))
+}

@@ -1,0 +1,143 @@
+//! The front door of Sconce: listeners, conversion, dispatch, and the wiring of everything behind it. The only crate that
+//! knows both the wire and the core.
+
+mod config;
+mod dispatch;
+mod door;
+mod grpc;
+mod http;
+mod models;
+
+pub use config::{ConfigError, Limits, Log, ServerConfig};
+
+use door::Door;
+use grpc::{Listener, Role};
+use models::Models;
+use sconce_core::DeviceId;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// A running server.
+pub struct Server {
+    door: Arc<Door>,
+    addresses: Addresses,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    abort: CancellationToken,
+}
+
+/// Where a server listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// Inference, health, reflection.
+    pub grpc: SocketAddr,
+    /// The same, and control calls.
+    pub admin: SocketAddr,
+    /// Health and metrics.
+    pub http: SocketAddr,
+}
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener's address cannot be had.
+    #[error("{listener}: cannot listen on {address}")]
+    Bind {
+        /// The listener's name in the configuration.
+        listener: &'static str,
+        /// The address it was to have.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The server's own definitions do not fit together.
+    #[error("the reflection service cannot be built")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The default device is none.
+    #[error(transparent)]
+    Device(#[from] sconce_core::Error),
+}
+
+impl Server {
+    /// Binds the listeners, answers on them at once, and returns when every model was tried. Models that fail to load are
+    /// logged, and keep the server from being ready; the others are served.
+    ///
+    /// # Errors
+    /// An address that cannot be bound; nothing is left running then.
+    pub async fn start(config: ServerConfig) -> Result<Self, StartError> {
+        let device: DeviceId = config.device.parse()?;
+        let grpc = bind("grpc", config.grpc).await?;
+        let admin = bind("admin", config.admin).await?;
+        let http = bind("http", config.http).await?;
+        let addresses = Addresses { grpc: grpc.1, admin: admin.1, http: http.1 };
+
+        let models = Models::new(config.models, &config.builtin, device);
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let door = Arc::new(Door::new(models, config.limits, models::cores(), health));
+        door.report_health().await;
+        let inference =
+            Listener::new(Arc::clone(&door), Role::Inference { control: addresses.admin }, health_service.clone())?;
+        let control = Listener::new(Arc::clone(&door), Role::Control, health_service)?;
+
+        let server = Self {
+            door,
+            addresses,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            abort: CancellationToken::new(),
+        };
+        let (tasks, stop, abort) = (&server.tasks, &server.stop, &server.abort);
+        tasks.spawn(inference.run(grpc.0, tasks.clone(), stop.clone(), abort.clone()));
+        tasks.spawn(control.run(admin.0, tasks.clone(), stop.clone(), abort.clone()));
+        let door = Arc::clone(&server.door);
+        tasks.spawn(http::run(door, http.0, tasks.clone(), stop.clone(), abort.clone()));
+
+        server.door.models.load_all().await;
+        server.door.loaded.store(true, Ordering::Release);
+        server.door.report_health().await;
+        Ok(server)
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Whether every model was loaded; `Err` says why the server is not ready.
+    ///
+    /// # Errors
+    /// The first reason.
+    pub fn readiness(&self) -> Result<(), String> {
+        self.door.readiness()
+    }
+
+    /// Stops: reports NOT_SERVING, takes no more requests, answers those it has, joins the workers. Calls that are still
+    /// running after the drain timeout are cut off.
+    pub async fn shutdown(self) {
+        self.door.draining.cancel();
+        self.door.report_health().await;
+        self.stop.cancel();
+        self.tasks.close();
+        let limit = self.door.limits.drain_timeout();
+        if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
+            tracing::warn!(connections = self.tasks.len(), "the drain timeout passed: connections are cut off");
+            self.abort.cancel();
+            self.tasks.wait().await;
+        }
+        self.door.models.close().await;
+    }
+}
+
+async fn bind(listener: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let bound = async {
+        let socket = TcpListener::bind(address).await?;
+        let address = socket.local_addr()?;
+        Ok((socket, address))
+    };
+    bound.await.map_err(|source| StartError::Bind { listener, address, source })
+}

@@ -1,0 +1,299 @@
+//! Metrics in the OpenMetrics text format. Nothing is counted here: a scrape reads the counters that the scheduler keeps
+//! anyway, so the request path pays nothing for it.
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabel as _, EncodeLabelSet, LabelSetEncoder, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+use sconce_core::{DurationHistogram, FailReason, ModelStats};
+use std::fmt;
+
+/// The content type of [`encode`]'s text.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// One model version at the time of a scrape.
+#[derive(Debug, Clone)]
+pub struct ModelSample {
+    /// The model's name.
+    pub model: String,
+    /// The version.
+    pub version: String,
+    /// Its counters.
+    pub stats: ModelStats,
+    /// Requests that wait.
+    pub queue_depth: usize,
+    /// Bytes of weights and tables.
+    pub memory_bytes: usize,
+}
+
+/// The server at the time of a scrape.
+#[derive(Debug, Clone, Default)]
+pub struct ServerSample {
+    /// The server's version.
+    pub version: String,
+    /// Bytes of requests in flight, and their bound.
+    pub inflight_bytes: (usize, usize),
+    /// Open connections, and their bound.
+    pub connections: (usize, usize),
+    /// Calls in progress, and their bound.
+    pub streams: (usize, usize),
+    /// Requests refused before any model was known.
+    pub refused: u64,
+}
+
+/// Writes the text of one scrape.
+///
+/// # Errors
+/// Only when formatting into a string fails.
+pub fn encode(server: ServerSample, models: Vec<ModelSample>) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Scrape { server, models }));
+    let mut output = String::new();
+    text::encode(&mut output, &registry)?;
+    Ok(output)
+}
+
+#[derive(Debug)]
+struct Scrape {
+    server: ServerSample,
+    models: Vec<ModelSample>,
+}
+
+/// Labels of a model version, and one more for some metrics.
+#[derive(Debug, Clone)]
+struct Labels<'a> {
+    model: &'a ModelSample,
+    extra: Option<(&'static str, &'a str)>,
+}
+
+impl EncodeLabelSet for Labels<'_> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let pairs = [("model", self.model.model.as_str()), ("version", self.model.version.as_str())];
+        pairs.into_iter().chain(self.extra).try_for_each(|pair| pair.encode(encoder.encode_label()))
+    }
+}
+
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.encode_server(&mut encoder)?;
+        self.encode_counters(&mut encoder)?;
+        self.encode_histograms(&mut encoder)?;
+        self.encode_triton_names(&mut encoder)
+    }
+}
+
+impl Scrape {
+    fn encode_server(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut info = encoder.encode_descriptor("sconce_build", "The server's version", None, MetricType::Info)?;
+        info.encode_info(&[("version", self.server.version.as_str())])?;
+        let gauges = [
+            ("sconce_inflight_bytes", "Bytes of requests in flight", self.server.inflight_bytes),
+            ("sconce_connections", "Open connections", self.server.connections),
+            ("sconce_streams", "Calls in progress", self.server.streams),
+        ];
+        for (name, help, (now, limit)) in gauges {
+            encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&to_i64(now))?;
+            let help = format!("The bound of {name}");
+            let name = format!("{name}_limit");
+            encoder.encode_descriptor(&name, &help, None, MetricType::Gauge)?.encode_gauge(&to_i64(limit))?;
+        }
+        encoder
+            .encode_descriptor(
+                "sconce_refused_requests",
+                "Requests refused before any model was known",
+                None,
+                MetricType::Counter,
+            )?
+            .encode_counter::<NoLabelSet, _, u64>(&self.server.refused, None)
+    }
+
+    fn encode_counters(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        self.counter(encoder, "sconce_rows", "Rows answered", |s| s.inference_count)?;
+        self.counter(encoder, "sconce_tokens", "Tokens executed, without padding", |s| s.token_count)?;
+        self.counter(encoder, "sconce_batches", "Batches executed", |s| s.execution_count)?;
+        self.counter(encoder, "sconce_model_panics", "Panics of the model that a worker survived", |s| s.panics)?;
+        self.gauge(encoder, "sconce_queue_depth", "Requests that wait", |m| m.queue_depth)?;
+        self.gauge(encoder, "sconce_model_memory_bytes", "Bytes of weights and tables", |m| m.memory_bytes)?;
+
+        let mut predictions = encoder.encode_descriptor(
+            "sconce_predictions",
+            "Requests of a known model by outcome",
+            None,
+            MetricType::Counter,
+        )?;
+        for model in &self.models {
+            let labels = Labels { model, extra: Some(("status", "ok")) };
+            let count = model.stats.success.count;
+            predictions.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+            for (reason, total) in &model.stats.fail {
+                let status = match reason {
+                    FailReason::Rejected => "rejected",
+                    FailReason::Canceled => "canceled",
+                    FailReason::Backend => "failed",
+                    FailReason::Other => "invalid",
+                };
+                let labels = Labels { model, extra: Some(("status", status)) };
+                predictions.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&total.count, None)?;
+            }
+        }
+        let mut closed = encoder.encode_descriptor(
+            "sconce_batches_closed",
+            "Batches by the reason they stopped growing",
+            None,
+            MetricType::Counter,
+        )?;
+        for model in &self.models {
+            for (reason, count) in &model.stats.close_reasons {
+                let labels = Labels { model, extra: Some(("reason", reason)) };
+                closed.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(count, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn encode_histograms(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let histograms: [(&str, &str, fn(&ModelStats) -> &DurationHistogram); 2] = [
+            ("sconce_request_duration_seconds", "From the front door to the answer", |s| &s.request_latency),
+            ("sconce_queue_duration_seconds", "Waiting in the queue", |s| &s.queue_latency),
+        ];
+        for (name, help, of) in histograms {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+            for model in &self.models {
+                let histogram = of(&model.stats);
+                let buckets: Vec<(f64, u64)> = histogram.buckets().collect();
+                let total = histogram.total();
+                family.encode_family(&Labels { model, extra: None })?.encode_histogram::<NoLabelSet>(
+                    total.time.as_secs_f64(),
+                    total.count,
+                    &buckets,
+                    None,
+                )?;
+            }
+        }
+        let name = "sconce_batch_rows";
+        let mut family = encoder.encode_descriptor(name, "Rows in a batch", None, MetricType::Histogram)?;
+        for model in &self.models {
+            let batches = &model.stats.batches;
+            let rows = batches.iter().map(|(rows, size)| (*rows as u64) * size.compute_infer.count).sum::<u64>();
+            let count = batches.values().map(|size| size.compute_infer.count).sum();
+            let mut buckets: Vec<(f64, u64)> = [1, 2, 4, 8, 16, 32, 64, 128, 256].map(|le| (f64::from(le), 0)).to_vec();
+            buckets.push((f64::INFINITY, 0));
+            for (rows, size) in batches {
+                let bucket = buckets.partition_point(|(le, _)| *le < *rows as f64);
+                if let Some(bucket) = buckets.get_mut(bucket) {
+                    bucket.1 += size.compute_infer.count;
+                }
+            }
+            let labels = Labels { model, extra: None };
+            family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(rows as f64, count, &buckets, None)?;
+        }
+        Ok(())
+    }
+
+    /// The names that dashboards and load testers of another server scrape. They carry no `_total`, so their type is
+    /// unknown to OpenMetrics.
+    fn encode_triton_names(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let metrics: [(&str, &str, fn(&ModelSample) -> u64); 9] = [
+            ("nv_inference_request_success", "Answered requests", |m| m.stats.success.count),
+            ("nv_inference_count", "Rows answered", |m| m.stats.inference_count),
+            ("nv_inference_exec_count", "Batches executed", |m| m.stats.execution_count),
+            ("nv_inference_pending_request_count", "Requests that wait", |m| m.queue_depth as u64),
+            ("nv_inference_request_duration_us", "End to end, cumulative", |m| micros(m.stats.success.time)),
+            ("nv_inference_queue_duration_us", "In the queue, cumulative", |m| micros(m.stats.queue.time)),
+            ("nv_inference_compute_input_duration_us", "Preparing, cumulative", |m| micros(m.stats.compute_input.time)),
+            ("nv_inference_compute_infer_duration_us", "Executing, cumulative", |m| micros(m.stats.compute_infer.time)),
+            ("nv_inference_compute_output_duration_us", "Handing out, cumulative", |m| {
+                micros(m.stats.compute_output.time)
+            }),
+        ];
+        for (name, help, value) in metrics {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Unknown)?;
+            for model in &self.models {
+                family.encode_family(&Labels { model, extra: None })?.encode_gauge(&value(model))?;
+            }
+        }
+        let name = "nv_inference_request_failure";
+        let mut family = encoder.encode_descriptor(name, "Failed requests", None, MetricType::Unknown)?;
+        for model in &self.models {
+            for reason in FailReason::ALL {
+                let labels = Labels { model, extra: Some(("reason", reason.name())) };
+                let count = model.stats.fail.get(&reason).map_or(0, |total| total.count);
+                family.encode_family(&labels)?.encode_gauge(&count)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn counter(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        name: &str,
+        help: &str,
+        value: fn(&ModelStats) -> u64,
+    ) -> fmt::Result {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        self.models.iter().try_for_each(|model| {
+            let count = value(&model.stats);
+            family.encode_family(&Labels { model, extra: None })?.encode_counter::<NoLabelSet, _, u64>(&count, None)
+        })
+    }
+
+    fn gauge(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        name: &str,
+        help: &str,
+        value: fn(&ModelSample) -> usize,
+    ) -> fmt::Result {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        self.models.iter().try_for_each(|model| {
+            family.encode_family(&Labels { model, extra: None })?.encode_gauge(&to_i64(value(model)))
+        })
+    }
+}
+
+fn micros(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn to_i64(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_scrape_has_both_naming_schemes_and_ends_properly() {
+        let mut stats = ModelStats { inference_count: 7, execution_count: 2, ..ModelStats::default() };
+        stats.success.add(Duration::from_millis(3));
+        stats.request_latency.add(Duration::from_millis(3));
+        stats.add_failure(FailReason::Rejected, Duration::ZERO);
+        stats.batches.entry(300).or_default().compute_infer.add(Duration::from_millis(1));
+        let model = ModelSample {
+            model: "we\"ird".into(),
+            version: "1".into(),
+            stats,
+            queue_depth: 3,
+            memory_bytes: 10,
+        };
+        let text = encode(ServerSample { version: "9".into(), ..ServerSample::default() }, vec![model]).unwrap();
+        for line in [
+            "sconce_build_info{version=\"9\"} 1",
+            "sconce_rows_total{model=\"we\\\"ird\",version=\"1\"} 7",
+            "sconce_predictions_total{model=\"we\\\"ird\",version=\"1\",status=\"rejected\"} 1",
+            "sconce_request_duration_seconds_bucket{le=\"0.005\",model=\"we\\\"ird\",version=\"1\"} 1",
+            "sconce_batch_rows_bucket{le=\"256.0\",model=\"we\\\"ird\",version=\"1\"} 0",
+            "sconce_batch_rows_bucket{le=\"+Inf\",model=\"we\\\"ird\",version=\"1\"} 1",
+            "nv_inference_count{model=\"we\\\"ird\",version=\"1\"} 7",
+            "nv_inference_request_failure{model=\"we\\\"ird\",version=\"1\",reason=\"REJECTED\"} 1",
+            "nv_inference_pending_request_count{model=\"we\\\"ird\",version=\"1\"} 3",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\nnot in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+}

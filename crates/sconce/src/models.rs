@@ -1,0 +1,65 @@
+use crate::{Outcome, block_on, table};
+use sconce_client::{Client, Options};
+use std::process::ExitCode;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Show this model's signature, settings and counters
+    name: Option<String>,
+    /// The version to show; the one that answers by default when not given
+    #[arg(long, default_value = "")]
+    version: String,
+    /// Address of the server
+    #[arg(long, default_value = "127.0.0.1:8001", value_name = "ADDRESS")]
+    server: String,
+}
+
+pub(crate) fn run(args: Args) -> Outcome {
+    block_on(async {
+        let client = Client::connect(&args.server, Options::default()).await?;
+        match &args.name {
+            None => list(&client).await?,
+            Some(name) => show(&client, name, &args.version).await?,
+        }
+        Ok(ExitCode::SUCCESS)
+    })?
+}
+
+async fn list(client: &Client) -> sconce_client::Result<()> {
+    let index = client.repository_index(false).await?;
+    if index.is_empty() {
+        println!("the server knows no model");
+        return Ok(());
+    }
+    let rows: Vec<_> = index.into_iter().map(|model| vec![model.name, model.version, model.state, model.reason]).collect();
+    print!("{}", table::render(&["model", "version", "state", "reason"], &rows));
+    Ok(())
+}
+
+async fn show(client: &Client, name: &str, version: &str) -> sconce_client::Result<()> {
+    let metadata = client.model_metadata(name, version).await?;
+    let config = client.model_config(name, version).await?;
+    let statistics = client.model_statistics(name, version).await?;
+    println!("{name}: {}, versions {}", metadata.platform, metadata.versions.join(", "));
+    for (key, value) in &config.parameters {
+        println!("  {key}: {}", value.string_value);
+    }
+    println!("  max_batch_size: {}", config.max_batch_size);
+    let optional = |i: usize| config.input.get(i).is_some_and(|input| input.optional);
+    let inputs = metadata.inputs.iter().enumerate();
+    let tensors = inputs.map(|(i, t)| (if optional(i) { "input (optional)" } else { "input" }, t));
+    let tensors = tensors.chain(metadata.outputs.iter().map(|t| ("output", t)));
+    let rows: Vec<_> = tensors
+        .map(|(kind, t)| vec![kind.to_owned(), t.name.clone(), t.datatype.clone(), format!("{:?}", t.shape)])
+        .collect();
+    print!("{}", table::render(&["", "name", "datatype", "shape"], &rows));
+    for stats in statistics {
+        let answered = stats.inference_stats.unwrap_or_default();
+        let (success, fail) = (answered.success.unwrap_or_default(), answered.fail.unwrap_or_default());
+        println!(
+            "  version {}: {} requests answered, {} failed, {} rows in {} batches",
+            stats.version, success.count, fail.count, stats.inference_count, stats.execution_count
+        );
+    }
+    Ok(())
+}
