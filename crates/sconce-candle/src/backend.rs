@@ -53,8 +53,8 @@ thread_local! {
     static POOL: RefCell<Option<rayon::ThreadPool>> = const { RefCell::new(None) };
 }
 
-/// Makes this thread the first of its own rayon pool, so that instances do not fight over the global one. A thread
-/// joins a pool once: an instance rebuilt after a panic finds the pool of the one before it.
+/// Makes this thread the first of its own rayon pool, so that instances do not fight over the global one. A
+/// thread joins a pool once: an instance rebuilt after a panic finds the pool of the one before it.
 fn join_own_pool(threads: usize) -> Result<()> {
     if rayon::current_thread_index().is_some() {
         return Ok(());
@@ -69,8 +69,8 @@ fn join_own_pool(threads: usize) -> Result<()> {
     Ok(())
 }
 
-/// Gives each request its rows of one output, a slice of `values` ([all rows, `width`]). A request whose own rows hold
-/// NaN or an infinity fails alone.
+/// Gives each request its rows of one output, a slice of `values` ([all rows, `width`]). A request whose own
+/// rows hold NaN or an infinity fails alone.
 pub(crate) fn scatter_rows(values: &[f32], width: usize, request_rows: &[usize]) -> Vec<Result<InferOutput>> {
     let data = f32_bytes(values);
     let mut start = 0;

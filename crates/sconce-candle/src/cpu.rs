@@ -1,7 +1,7 @@
 //! The f32 kernels of the CPU path, in safe Rust: vector instructions are chosen at run time by `pulp`.
 //!
-//! Every output row is computed by the same operations in the same order whatever other rows it is computed with, so
-//! a row's result does not depend on its batch, to the last bit.
+//! Every output row is computed by the same operations in the same order whatever other rows it is computed
+//! with, so a row's result does not depend on its batch, to the last bit.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -22,19 +22,21 @@ pub(crate) enum Activation {
 
 /// Rows a thread must have before a second one is worth waking.
 const MIN_ROWS_PER_THREAD: usize = 16;
-/// Vectors side by side in a panel. Two, with up to eight rows, fill the registers of AVX-512 and keep both of its
-/// multipliers busy.
-const PANEL_VECTORS: usize = 2;
+/// The most vectors side by side in a panel of weights. With eight rows of sums (four in AVX2) they fill the
+/// registers.
+const MAX_WEIGHT_VECTORS: usize = 3;
 /// Rows multiplied at once: few enough that they stay in the second-level cache beside a panel.
 const BLOCK_ROWS: usize = 64;
 /// Cache line, in floats: vectors that straddle two lines load at half speed.
 const LINE: usize = 16;
 
-/// A matrix [inner, columns] cut into panels a few vectors wide, each stored row after row: the order in which the
-/// product reads it. Packed once, when a model is loaded.
+/// A matrix [inner, columns] cut into panels a few vectors wide, each stored row after row: the order in
+/// which the product reads it. Packed once, when a model is loaded.
 #[derive(Debug)]
 pub(crate) struct PackedMatrix {
     panels: AlignedVec,
+    /// Vectors side by side in a panel.
+    vectors: usize,
     inner: usize,
     columns: usize,
 }
@@ -43,15 +45,15 @@ impl PackedMatrix {
     /// Packs the transpose of `rows`, a matrix [columns, inner]: a dense layer's weights as they are stored.
     pub(crate) fn from_transposed(rows: &[f32], columns: usize, inner: usize) -> Self {
         let mut panels = AlignedVec::default();
-        let width = panel_width();
-        let packed = panels.zeroed(columns.div_ceil(width) * width * inner);
+        let (vectors, width) = panel_size(columns);
+        let packed = panels.sized(columns.div_ceil(width) * width * inner);
         for (column, values) in rows.chunks_exact(inner.max(1)).take(columns).enumerate() {
             let panel = &mut packed[column / width * width * inner..];
             for (target, value) in panel.iter_mut().skip(column % width).step_by(width).zip(values) {
                 *target = *value;
             }
         }
-        Self { panels, inner, columns }
+        Self { panels, vectors, inner, columns }
     }
 
     pub(crate) fn inner(&self) -> usize {
@@ -76,10 +78,11 @@ struct AlignedVec {
 }
 
 impl AlignedVec {
-    /// `len` zeros, in the memory it had before if that is enough.
-    fn zeroed(&mut self, len: usize) -> &mut [f32] {
-        self.data.clear();
-        self.data.resize(len + LINE, 0.0);
+    /// `len` values that the caller overwrites, in the memory it had before if that is enough.
+    fn sized(&mut self, len: usize) -> &mut [f32] {
+        if self.data.len() < len + LINE {
+            self.data.resize(len + LINE, 0.0);
+        }
         self.start = self.data.as_ptr().align_offset(LINE * 4).min(LINE);
         self.len = len;
         &mut self.data[self.start..][..len]
@@ -90,16 +93,19 @@ impl AlignedVec {
     }
 }
 
-/// Floats in a panel's row on this machine.
-fn panel_width() -> usize {
-    struct Width;
-    impl WithSimd for Width {
+/// Vectors side by side in a panel, and the floats they hold on this machine: the widest that waste the
+/// least.
+fn panel_size(columns: usize) -> (usize, usize) {
+    struct Lanes;
+    impl WithSimd for Lanes {
         type Output = usize;
         fn with_simd<S: Simd>(self, _: S) -> usize {
-            PANEL_VECTORS * S::F32_LANES
+            S::F32_LANES
         }
     }
-    Arch::new().dispatch(Width)
+    let lanes = Arch::new().dispatch(Lanes);
+    let widths = (1..=MAX_WEIGHT_VECTORS).rev().map(|vectors| (vectors, vectors * lanes));
+    widths.min_by_key(|(_, width)| columns.div_ceil(*width) * width).unwrap_or((1, lanes))
 }
 
 /// `act(x · weights + bias)` for `x` [rows, inner]; gives [rows, columns].
@@ -133,13 +139,33 @@ impl WithSimd for Dense<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        match self.weights.vectors {
+            1 => self.run::<S, 1>(simd),
+            2 => self.run::<S, 2>(simd),
+            _ => self.run::<S, MAX_WEIGHT_VECTORS>(simd),
+        }
+    }
+}
+
+impl Dense<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const VECTORS: usize>(self, simd: S) {
         let Self { x, weights, bias, act, out } = self;
         let (inner, columns) = (weights.inner, weights.columns);
         let mut packed = AlignedVec::default();
         for (x, out) in x.chunks(BLOCK_ROWS * inner).zip(out.chunks_mut(BLOCK_ROWS * columns)) {
             let rows = Rows { values: x, stride: inner, count: x.len() / inner, inner };
             pack_rows::<S>(&rows, &mut packed);
-            multiply(simd, packed.get(), rows.count, inner, weights.panels.get(), columns, out, columns);
+            multiply::<S, VECTORS>(
+                simd,
+                packed.get(),
+                rows.count,
+                inner,
+                weights.panels.get(),
+                columns,
+                out,
+                columns,
+            );
             for row in out.chunks_exact_mut(columns) {
                 for (value, bias) in row.iter_mut().zip(bias) {
                     *value += bias;
@@ -173,7 +199,7 @@ fn tile_rows<S: Simd>(left: usize) -> usize {
 /// Interleaves each tile of rows, so that the product reads them in order.
 #[inline(always)]
 fn pack_rows<S: Simd>(rows: &Rows<'_>, packed: &mut AlignedVec) {
-    let packed = packed.zeroed(rows.count * rows.inner);
+    let packed = packed.sized(rows.count * rows.inner);
     let mut start = 0;
     while start < rows.count {
         let tile = tile_rows::<S>(rows.count - start);
@@ -188,10 +214,11 @@ fn pack_rows<S: Simd>(rows: &Rows<'_>, packed: &mut AlignedVec) {
     }
 }
 
-/// `out` [rows, columns] with rows `out_stride` apart = rows packed by [`pack_rows`] · panels of `columns` in all.
+/// `out` [rows, columns] with rows `out_stride` apart = rows packed by [`pack_rows`] · panels of `columns` in
+/// all.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a matrix product has this many sizes")]
-fn multiply<S: Simd>(
+fn multiply<S: Simd, const VECTORS: usize>(
     simd: S,
     packed: &[f32],
     rows: usize,
@@ -201,21 +228,21 @@ fn multiply<S: Simd>(
     out: &mut [f32],
     out_stride: usize,
 ) {
-    let width = PANEL_VECTORS * S::F32_LANES;
+    let width = VECTORS * S::F32_LANES;
     for (index, panel) in panels.chunks_exact((width * inner).max(1)).enumerate() {
         let first = index * width;
         let used = width.min(columns - first);
-        let panel = S::as_simd_f32s(panel).0.as_chunks::<PANEL_VECTORS>().0;
+        let panel = S::as_simd_f32s(panel).0.as_chunks::<VECTORS>().0;
         let mut start = 0;
         while start < rows {
             let tile = tile_rows::<S>(rows - start);
             let left = &packed[start * inner..][..tile * inner];
             let out = &mut out[start * out_stride + first..];
             match tile {
-                8 => multiply_tile::<S, 8>(simd, left, panel, used, out, out_stride),
-                4 => multiply_tile::<S, 4>(simd, left, panel, used, out, out_stride),
-                2 => multiply_tile::<S, 2>(simd, left, panel, used, out, out_stride),
-                _ => multiply_tile::<S, 1>(simd, left, panel, used, out, out_stride),
+                8 => multiply_tile::<S, VECTORS, 8>(simd, left, panel, used, out, out_stride),
+                4 => multiply_tile::<S, VECTORS, 4>(simd, left, panel, used, out, out_stride),
+                2 => multiply_tile::<S, VECTORS, 2>(simd, left, panel, used, out, out_stride),
+                _ => multiply_tile::<S, VECTORS, 1>(simd, left, panel, used, out, out_stride),
             }
             start += tile;
         }
@@ -223,26 +250,26 @@ fn multiply<S: Simd>(
 }
 
 #[inline(always)]
-fn multiply_tile<S: Simd, const ROWS: usize>(
+fn multiply_tile<S: Simd, const VECTORS: usize, const ROWS: usize>(
     simd: S,
     left: &[f32],
-    panel: &[[S::f32s; PANEL_VECTORS]],
+    panel: &[[S::f32s; VECTORS]],
     used: usize,
     out: &mut [f32],
     out_stride: usize,
 ) {
-    let mut sums = [[simd.splat_f32s(0.0); PANEL_VECTORS]; ROWS];
+    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
     for (column, vectors) in left.as_chunks::<ROWS>().0.iter().zip(panel) {
         for row in 0..ROWS {
             let value = simd.splat_f32s(column[row]);
-            for vector in 0..PANEL_VECTORS {
+            for vector in 0..VECTORS {
                 sums[row][vector] = simd.mul_add_f32s(value, vectors[vector], sums[row][vector]);
             }
         }
     }
     for (row, sums) in sums.iter().enumerate() {
         let out = &mut out[row * out_stride..][..used];
-        if used == PANEL_VECTORS * S::F32_LANES {
+        if used == VECTORS * S::F32_LANES {
             S::as_mut_simd_f32s(out).0.copy_from_slice(sums);
             continue;
         }
@@ -252,8 +279,8 @@ fn multiply_tile<S: Simd, const ROWS: usize>(
     }
 }
 
-/// Self-attention of packed sequences: `qkv` [tokens, 3 · hidden] holds each token's query, key and value; sequence `i`
-/// has the tokens of `sequences[i]`, which follow one another from 0. Gives [tokens, hidden].
+/// Self-attention of packed sequences: `qkv` [tokens, 3 · hidden] holds each token's query, key and value;
+/// sequence `i` has the tokens of `sequences[i]`, which follow one another from 0. Gives [tokens, hidden].
 pub(crate) fn attention(qkv: &[f32], hidden: usize, heads: usize, sequences: &[Range<usize>]) -> Vec<f32> {
     let mut out = vec![0.0; qkv.len() / 3];
     let mut rest = &mut out[..];
@@ -301,26 +328,58 @@ impl WithSimd for Attention<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        // Narrow panels waste less of a short sequence.
+        match (self.out.len() / self.hidden <= S::F32_LANES, self.hidden / self.heads <= S::F32_LANES) {
+            (true, true) => self.run::<S, 1, 1>(simd),
+            (true, false) => self.run::<S, 1, 2>(simd),
+            (false, true) => self.run::<S, 2, 1>(simd),
+            (false, false) => self.run::<S, 2, 2>(simd),
+        }
+    }
+}
+
+impl Attention<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const KEY_VECTORS: usize, const VALUE_VECTORS: usize>(self, simd: S) {
         let Self { qkv, hidden, heads, out, scratch } = self;
         let (tokens, dim, stride) = (out.len() / hidden, hidden / heads, 3 * hidden);
         let scale = 1.0 / (dim as f32).sqrt();
         for head in 0..heads {
             let (query, key, value) = (head * dim, hidden + head * dim, 2 * hidden + head * dim);
-            pack_keys::<S>(&qkv[key..], stride, tokens, dim, &mut scratch.keys);
-            pack_values::<S>(&qkv[value..], stride, tokens, dim, &mut scratch.values);
+            pack_keys::<S, KEY_VECTORS>(&qkv[key..], stride, tokens, dim, &mut scratch.keys);
+            pack_values::<S, VALUE_VECTORS>(&qkv[value..], stride, tokens, dim, &mut scratch.values);
+            let (keys, values) = (scratch.keys.get(), scratch.values.get());
             for first in (0..tokens).step_by(QUERY_ROWS) {
                 let count = QUERY_ROWS.min(tokens - first);
                 let rows = Rows { values: &qkv[first * stride + query..], stride, count, inner: dim };
                 pack_rows::<S>(&rows, &mut scratch.left);
-                let scores = scratch.scores.zeroed(count * tokens);
-                multiply(simd, scratch.left.get(), count, dim, scratch.keys.get(), tokens, scores, tokens);
+                let scores = scratch.scores.sized(count * tokens);
+                multiply::<S, KEY_VECTORS>(
+                    simd,
+                    scratch.left.get(),
+                    count,
+                    dim,
+                    keys,
+                    tokens,
+                    scores,
+                    tokens,
+                );
                 for row in scores.chunks_exact_mut(tokens) {
                     softmax::<S>(row, scale);
                 }
                 let rows = Rows { values: scores, stride: tokens, count, inner: tokens };
                 pack_rows::<S>(&rows, &mut scratch.left);
                 let out = &mut out[first * hidden + query..];
-                multiply(simd, scratch.left.get(), count, tokens, scratch.values.get(), dim, out, hidden);
+                multiply::<S, VALUE_VECTORS>(
+                    simd,
+                    scratch.left.get(),
+                    count,
+                    tokens,
+                    values,
+                    dim,
+                    out,
+                    hidden,
+                );
             }
         }
     }
@@ -328,9 +387,15 @@ impl WithSimd for Attention<'_> {
 
 /// Panels of the transposed keys: [dim, tokens].
 #[inline(always)]
-fn pack_keys<S: Simd>(keys: &[f32], stride: usize, tokens: usize, dim: usize, packed: &mut AlignedVec) {
-    let width = PANEL_VECTORS * S::F32_LANES;
-    let packed = packed.zeroed(tokens.div_ceil(width) * width * dim);
+fn pack_keys<S: Simd, const VECTORS: usize>(
+    keys: &[f32],
+    stride: usize,
+    tokens: usize,
+    dim: usize,
+    packed: &mut AlignedVec,
+) {
+    let width = VECTORS * S::F32_LANES;
+    let packed = packed.sized(tokens.div_ceil(width) * width * dim);
     for token in 0..tokens {
         let panel = &mut packed[token / width * width * dim..][..width * dim];
         let source = &keys[token * stride..][..dim];
@@ -342,9 +407,15 @@ fn pack_keys<S: Simd>(keys: &[f32], stride: usize, tokens: usize, dim: usize, pa
 
 /// Panels of the values: [tokens, dim].
 #[inline(always)]
-fn pack_values<S: Simd>(values: &[f32], stride: usize, tokens: usize, dim: usize, packed: &mut AlignedVec) {
-    let width = PANEL_VECTORS * S::F32_LANES;
-    let packed = packed.zeroed(dim.div_ceil(width) * width * tokens);
+fn pack_values<S: Simd, const VECTORS: usize>(
+    values: &[f32],
+    stride: usize,
+    tokens: usize,
+    dim: usize,
+    packed: &mut AlignedVec,
+) {
+    let width = VECTORS * S::F32_LANES;
+    let packed = packed.sized(dim.div_ceil(width) * width * tokens);
     for (index, panel) in packed.chunks_exact_mut(width * tokens).enumerate() {
         let first = index * width;
         let used = width.min(dim - first);
@@ -354,7 +425,8 @@ fn pack_values<S: Simd>(values: &[f32], stride: usize, tokens: usize, dim: usize
     }
 }
 
-/// `x = norm(x + residual)` for rows of `gamma.len()` values: zero mean and unit variance, then `gamma` and `beta`.
+/// `x = norm(x + residual)` for rows of `gamma.len()` values: zero mean and unit variance, then `gamma` and
+/// `beta`.
 pub(crate) fn add_norm(x: &mut [f32], residual: &[f32], gamma: &[f32], beta: &[f32], epsilon: f32) {
     let width = gamma.len();
     let run = |x: &mut [f32], residual: &[f32]| {
@@ -504,7 +576,7 @@ fn erf<S: Simd>(x: f32) -> f32 {
             -2.101_024e-6,
             -5.692_506_5e-5,
             -7.349_906e-4,
-            -2.954_599_8e-3,
+            -2.954_6e-3,
             -1.609_603_3e-2,
         ],
     );
@@ -592,7 +664,12 @@ mod tests {
             qkv[token * 72 + part * hidden + head * dim + i]
         };
         for tokens in &sequences {
-            let own = attention(&qkv[tokens.start * 72..tokens.end * 72], hidden, heads, &[0..tokens.len()]);
+            let own = attention(
+                &qkv[tokens.start * 72..tokens.end * 72],
+                hidden,
+                heads,
+                std::slice::from_ref(&(0..tokens.len())),
+            );
             assert_eq!(own, got[tokens.start * hidden..tokens.end * hidden]);
             for (token, head) in tokens.clone().flat_map(|token| (0..heads).map(move |head| (token, head))) {
                 let score = |key: usize| {

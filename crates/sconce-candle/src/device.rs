@@ -2,7 +2,8 @@ use crate::Precision;
 use candle_core::{DType, Device};
 use sconce_core::{DeviceId, Error, ErrorCode, Result};
 
-/// Whether this build can run models on `device`. Opens nothing: whether the GPU is there shows when a model is loaded.
+/// Whether this build can run models on `device`. Opens nothing: whether the GPU is there shows when a model
+/// is loaded.
 ///
 /// # Errors
 /// `FailedPrecondition` for CUDA in a build without it.

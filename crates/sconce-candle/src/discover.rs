@@ -22,11 +22,13 @@ pub struct Found {
 pub struct Discovery {
     /// Packages, by name and then version.
     pub found: Vec<Found>,
-    /// What is there but cannot be a package: a bad name, a version that is no integer, a link that leads out.
+    /// What is there but cannot be a package: a bad name, a version that is no integer, a link that leads
+    /// out.
     pub problems: Vec<String>,
 }
 
-/// Lists the packages `NAME/VERSION/` under `root`. Entries that start with a dot, and plain files, are ignored.
+/// Lists the packages `NAME/VERSION/` under `root`. Entries that start with a dot, and plain files, are
+/// ignored.
 ///
 /// # Errors
 /// `root` cannot be listed.

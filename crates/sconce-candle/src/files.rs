@@ -42,7 +42,8 @@ impl Folder {
             let name = self.relative(&path);
             match self.resolve(&path) {
                 Err(problem) => problems.push(format!("{name}: {problem}")),
-                // A link to a folder is not followed: what it leads to is in the package and is checked there.
+                // A link to a folder is not followed: what it leads to is in the package and is checked
+                // there.
                 Ok((target, meta)) if meta.is_dir() && !path.is_symlink() => {
                     if depth == 0 {
                         return problems.push(format!("{name}: folders are nested deeper than {MAX_DEPTH}"));
@@ -68,7 +69,8 @@ impl Folder {
         path.strip_prefix(&self.root).unwrap_or(path).display().to_string()
     }
 
-    /// Opens the file `name`, of at most `max_bytes`; `None` when there is none. Also returns its size in bytes.
+    /// Opens the file `name`, of at most `max_bytes`; `None` when there is none. Also returns its size in
+    /// bytes.
     pub(crate) fn file(&self, name: &str, max_bytes: u64) -> Result<Option<(File, u64)>, String> {
         if name.is_empty() || !Path::new(name).components().all(|part| matches!(part, Component::Normal(_))) {
             return Err(format!("{name:?}: not a path inside the package"));

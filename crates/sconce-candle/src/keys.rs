@@ -4,7 +4,8 @@ use serde::de::DeserializeOwned;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-/// The keys of one table of `model.toml`, taken one by one so that every problem is reported, not only the first.
+/// The keys of one table of `model.toml`, taken one by one so that every problem is reported, not only the
+/// first.
 #[derive(Debug)]
 pub(crate) struct Keys {
     table: toml::Table,

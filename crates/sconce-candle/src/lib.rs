@@ -2,8 +2,8 @@
 //!
 //! A [`Package`] is a folder `NAME/VERSION/` with weights in safetensors and, optionally, a `model.toml`.
 //! [`Package::open`] checks it whole without loading weights; [`Package::load`] makes the
-//! [`LoadedModel`](sconce_core::LoadedModel) the scheduler runs. Every file is treated as hostile: sizes are bounded,
-//! nothing outside of the folder is read, and weights are read, never mapped.
+//! [`LoadedModel`](sconce_core::LoadedModel) the scheduler runs. Every file is treated as hostile: sizes are
+//! bounded, nothing outside of the folder is read, and weights are read, never mapped.
 
 mod arch;
 mod backend;

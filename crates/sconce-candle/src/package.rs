@@ -84,8 +84,9 @@ pub struct Package {
 }
 
 impl Package {
-    /// Opens and checks the package in `dir`: `model.toml`, `config.json`, the tokenizer, and the names, shapes and
-    /// datatypes of its weights. It runs on `default_device` unless its `model.toml` names another.
+    /// Opens and checks the package in `dir`: `model.toml`, `config.json`, the tokenizer, and the names,
+    /// shapes and datatypes of its weights. It runs on `default_device` unless its `model.toml` names
+    /// another.
     ///
     /// # Errors
     /// Every problem found.
@@ -102,7 +103,8 @@ impl Package {
         }
     }
 
-    /// Reads the weights and makes the model. Takes as long as the weights are large: never on a serving thread.
+    /// Reads the weights and makes the model. Takes as long as the weights are large: never on a serving
+    /// thread.
     ///
     /// # Errors
     /// The device cannot be opened, or a weights file cannot be read as it was when the package was opened.

@@ -75,7 +75,7 @@ pub struct ModelSettings {
     pub family: Family,
     /// One line for people.
     pub description: String,
-    /// The most rows a request, and a batch, may have. Default 64; 32 for the BERT family.
+    /// The most rows a request, and a batch, may have. Default 64.
     pub max_batch_size: usize,
     /// The most tokens a batch may have, for models that have tokens. Default 16384.
     pub max_batch_tokens: Option<usize>,
@@ -109,7 +109,7 @@ impl ModelSettings {
         Self {
             family,
             description: String::new(),
-            max_batch_size: if has_tokens { 32 } else { 64 },
+            max_batch_size: 64,
             max_batch_tokens: has_tokens.then_some(DEFAULT_BATCH_TOKENS),
             max_queue_delay: Duration::ZERO,
             queue_depth: 1024,

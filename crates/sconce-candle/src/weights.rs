@@ -28,7 +28,8 @@ struct Entry {
 }
 
 impl Weights {
-    /// Opens `model.safetensors`, the shards its index names, or else every `.safetensors` file of the package.
+    /// Opens `model.safetensors`, the shards its index names, or else every `.safetensors` file of the
+    /// package.
     pub(crate) fn open(folder: &Folder, problems: &mut Problems) -> Option<Self> {
         let before = problems.count();
         let names = weight_files(folder, problems)?;
@@ -139,8 +140,9 @@ fn weight_files(folder: &Folder, problems: &mut Problems) -> Option<Vec<String>>
     Some(present)
 }
 
-/// Reads the header of a safetensors file of `file_bytes`: eight bytes of length and that much JSON. Returns it with
-/// the offset at which the tensors start. The safetensors crate checks that tensors fill the data without overlap.
+/// Reads the header of a safetensors file of `file_bytes`: eight bytes of length and that much JSON. Returns
+/// it with the offset at which the tensors start. The safetensors crate checks that tensors fill the data
+/// without overlap.
 fn read_header(file: &mut File, file_bytes: u64) -> Result<(Metadata, u64), String> {
     let mut length = [0; 8];
     file.read_exact(&mut length)

@@ -1,5 +1,7 @@
-//! The BERT family against what Hugging Face transformers computed (see `data/make_reference.py`), the demo models
-//! against scikit-learn, and both against themselves: a batch gives what its requests give alone.
+//! The BERT family against what Hugging Face transformers computed (see `data/make_reference.py`), the demo
+//! models against scikit-learn, and both against themselves: a batch gives what its requests give alone.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use sconce_candle::{Package, Precision};
 use sconce_core::{

@@ -97,7 +97,7 @@ pub struct BatchSizeStats {
     pub compute_input: Total,
     /// Running it.
     pub compute_infer: Total,
-    /// Handing the answers out.
+    /// Sorting the outputs out to its requests.
     pub compute_output: Total,
 }
 
@@ -114,7 +114,7 @@ pub struct ModelStats {
     pub compute_input: Total,
     /// In the backend.
     pub compute_infer: Total,
-    /// Handing out the answer.
+    /// Sorting a batch's outputs out to its requests.
     pub compute_output: Total,
     /// Rows answered.
     pub inference_count: u64,

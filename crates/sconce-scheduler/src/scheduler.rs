@@ -8,6 +8,7 @@ use sconce_core::{
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 /// A prepared request on its way into the queue.
@@ -49,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) client: ClientId,
     queue: Mutex<Queue>,
     wake: Condvar,
+    /// The runtime the callers wait on, if they do.
+    pub(crate) runtime: Option<Handle>,
     stats: Mutex<ModelStats>,
     max_rows: usize,
 }
@@ -57,6 +60,8 @@ pub(crate) struct Queue {
     pub(crate) batcher: Batcher<Job>,
     closed: bool,
     idle_workers: usize,
+    /// A worker was woken and has not looked yet: it will see what arrives until then.
+    waking: bool,
     next_batch_id: u64,
     next_sweep: Instant,
 }
@@ -123,10 +128,12 @@ impl Scheduler {
                 batcher: Batcher::new(policy),
                 closed: false,
                 idle_workers: 0,
+                waking: false,
                 next_batch_id: 1,
                 next_sweep: Instant::now(),
             }),
             wake: Condvar::new(),
+            runtime: Handle::try_current().ok(),
             stats: Mutex::new(ModelStats::default()),
         });
         let scheduler = Self { shared, workers: Mutex::new(Vec::new()) };
@@ -190,7 +197,8 @@ impl Scheduler {
         }
         // The first in the queue needs a worker that watches the clock for it; those behind it a worker only when a batch is
         // due.
-        let wake = queue.idle_workers > 0 && (queue.batcher.len() == 1 || queue.batcher.due(now) == Due::Now);
+        let wanted = queue.batcher.len() == 1 || queue.batcher.due(now) == Due::Now;
+        let wake = wanted && queue.idle_workers > 0 && !std::mem::replace(&mut queue.waking, true);
         drop(queue);
         self.shared.answer_dropped(dropped);
         if pushed.is_err() {
@@ -261,6 +269,12 @@ impl Shared {
                 Some(wait) => self.wake.wait_timeout(queue, wait).unwrap_or_else(PoisonError::into_inner).0,
             };
             queue.idle_workers -= 1;
+            // Where this thread took the core from the one that submits, requests that are there already would each get a
+            // batch, and two context switches, of their own: let the submitter finish first. On a free core it is nothing.
+            drop(queue);
+            std::thread::yield_now();
+            queue = self.queue();
+            queue.waking = false;
         }
     }
 
@@ -277,7 +291,8 @@ impl Shared {
                 let batch_id = queue.next_batch_id;
                 queue.next_batch_id += 1;
                 // What did not fit is another worker's, if one sleeps: the one wake-up a push sends may have been ours.
-                let wake = queue.idle_workers > 0 && !queue.batcher.is_empty();
+                let left = queue.idle_workers > 0 && !queue.batcher.is_empty();
+                let wake = left && !std::mem::replace(&mut queue.waking, true);
                 drop(queue);
                 if wake {
                     self.wake.notify_one();

@@ -173,8 +173,11 @@ impl Worker<'_> {
             }
         };
 
+        // Counted before the answers go out: whoever has an answer finds it in the statistics, and all counts of a
+        // snapshot agree.
+        let sorting_out = finished_at.elapsed();
         let mut stats = self.shared.stats();
-        let (mut answered, mut answered_rows) = (0, 0);
+        let (mut answered, mut answered_rows) = (0u64, 0);
         for (entry, result) in entries.iter().zip(&results) {
             let total = finished_at.saturating_duration_since(entry.ticket.arrived_at);
             match result {
@@ -182,6 +185,8 @@ impl Worker<'_> {
                     answered += 1;
                     answered_rows += entry.rows;
                     stats.add_success(&record(entry), entry.ticket.prepare_time, total);
+                    // Like the time in the backend, the batch's time is each of its requests' time.
+                    stats.compute_output.add(sorting_out);
                 }
                 Err(error) => stats.add_failure(FailReason::of(error), total),
             }
@@ -196,20 +201,20 @@ impl Worker<'_> {
         let size = stats.batches.entry(rows).or_default();
         size.compute_input.add(submitted_at.saturating_duration_since(started_at));
         size.compute_infer.add(finished_at.saturating_duration_since(submitted_at));
+        size.compute_output.add(sorting_out);
         drop(stats);
 
-        for (entry, result) in entries.into_iter().zip(results) {
+        let reply = |(entry, result)| {
             let record = Some(record(&entry));
-            entry.ticket.answer(Reply { result, record });
-        }
-
-        let handing_out = finished_at.elapsed();
-        let mut stats = self.shared.stats();
-        // Like the time in the backend, the batch's time is each of its requests' time.
-        stats.compute_output.count += u64::from(answered);
-        stats.compute_output.time += handing_out * answered;
-        if let Some(size) = stats.batches.get_mut(&rows) {
-            size.compute_output.add(handing_out);
+            (entry.ticket, Reply { result, record })
+        };
+        let replies: Vec<_> = entries.into_iter().zip(results).map(reply).collect();
+        let hand_out = move || replies.into_iter().for_each(|(job, reply)| job.answer(reply));
+        match &self.shared.runtime {
+            // Waking callers one by one from here costs a wake-up across threads each; from their own runtime, one in
+            // all. The task ends at once; a runtime that has shut down has no callers left.
+            Some(runtime) if requests > 1 => drop(runtime.spawn(async move { hand_out() })),
+            _ => hand_out(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The server's configuration: a TOML file, `SCONCE_*` environment variables over it, command-line flags over both.
+//! The server's configuration: a TOML file, `SCONCE__*` environment variables over it, command-line flags over both.
 //! Validated whole before a port is bound; every problem is reported at once.
 
 use sconce_core::DeviceId;
@@ -101,8 +101,8 @@ impl Limits {
 pub struct ConfigError(pub Vec<String>);
 
 impl ServerConfig {
-    /// Reads a configuration: `text` is the TOML file's, `environment` gives `SCONCE_GRPC=…`,
-    /// `SCONCE_LIMITS__MAX_STREAMS=…` and so on, and `flags` (in the shape of the file) go over both.
+    /// Reads a configuration: `text` is the TOML file's, `environment` gives `SCONCE__GRPC=…`,
+    /// `SCONCE__LIMITS__MAX_STREAMS=…` and so on, and `flags` (in the shape of the file) go over both.
     ///
     /// # Errors
     /// Every unknown key, wrong type and value out of range at once.
@@ -181,11 +181,12 @@ impl ServerConfig {
     }
 }
 
-/// `SCONCE_LIMITS__MAX_STREAMS=5` as `{limits: {max_streams: 5}}`. A value that is no TOML is text.
+/// `SCONCE__LIMITS__MAX_STREAMS=5` as `{limits: {max_streams: 5}}`. A value that is no TOML is text. The doubled underscore
+/// keeps clear of what cluster software sets for a service of this name (`SCONCE_PORT`).
 fn environment_table(environment: impl IntoIterator<Item = (String, String)>) -> Table {
     let mut table = Table::new();
     for (name, text) in environment {
-        let Some(path) = name.strip_prefix("SCONCE_") else { continue };
+        let Some(path) = name.strip_prefix("SCONCE__") else { continue };
         let value = format!("value = {text}").parse::<Table>().ok().and_then(|mut t| t.remove("value"));
         let value = value.unwrap_or(Value::String(text));
         let mut keys: Vec<String> = path.to_ascii_lowercase().split("__").map(str::to_owned).collect();
@@ -239,7 +240,7 @@ mod tests {
     #[test]
     fn the_environment_goes_over_the_file_and_flags_over_both() {
         let text = "grpc = '127.0.0.1:1'\nhttp = '127.0.0.1:2'\n[limits]\nmax_streams = 1\nmax_connections = 7";
-        let environment = [("SCONCE_HTTP", "127.0.0.1:3"), ("SCONCE_LIMITS__MAX_STREAMS", "5"), ("PATH", "x")];
+        let environment = [("SCONCE__HTTP", "127.0.0.1:3"), ("SCONCE__LIMITS__MAX_STREAMS", "5"), ("SCONCE_PORT", "tcp://x")];
         let config = read(text, &environment).unwrap();
         assert_eq!((config.grpc.port(), config.http.port()), (1, 3));
         assert_eq!((config.limits.max_streams, config.limits.max_connections), (5, 7));

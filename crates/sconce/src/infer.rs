@@ -1,4 +1,5 @@
 use crate::{Outcome, block_on};
+use sconce_client::proto::ModelConfig;
 use sconce_client::{Client, DataType, InferRequest, Options, Tensor, tensor};
 use serde_json::{Value, json};
 use std::error::Error;
@@ -37,18 +38,14 @@ type Failure = Box<dyn Error + Send + Sync>;
 pub(crate) fn run(args: Args) -> Outcome {
     block_on(async {
         let client = Client::connect(&args.server, Options::default()).await?;
-        let metadata = client.model_metadata(&args.model, &args.version).await?;
+        let config = client.model_config(&args.model, &args.version).await?;
         let mut request = InferRequest::new(&args.model).version(&args.version).priority(args.priority);
         if let Some(ms) = args.deadline_ms {
             request = request.deadline(Duration::from_millis(ms));
         }
         for input in &args.input {
             let (name, text) = input.split_once('=').ok_or_else(|| format!("expected NAME=JSON, got {input:?}"))?;
-            let spec = metadata.inputs.iter().find(|spec| spec.name == name).ok_or_else(|| {
-                let known: Vec<_> = metadata.inputs.iter().map(|spec| spec.name.as_str()).collect();
-                format!("the model has no input {name:?}: expected one of {known:?}")
-            })?;
-            let datatype = DataType::from_name(&spec.datatype).ok_or("the server gave an unknown datatype")?;
+            let datatype = input_datatype(&config, name)?;
             let text = match text.strip_prefix('@') {
                 None => text.to_owned(),
                 Some(file) => std::fs::read_to_string(file).map_err(|e| format!("cannot read {file}: {e}"))?,
@@ -61,7 +58,7 @@ pub(crate) fn run(args: Args) -> Outcome {
             request = request.input("text", tensor::bytes(&[args.text.len(), 1], &args.text)?);
         }
         if let Some(classes) = args.classes {
-            request = metadata.outputs.iter().fold(request, |r, output| r.classification(&output.name, classes));
+            request = config.output.iter().fold(request, |r, output| r.classification(&output.name, classes));
         }
         let answer = client.infer(request).await?;
         let outputs: serde_json::Map<_, _> = answer
@@ -78,6 +75,19 @@ pub(crate) fn run(args: Args) -> Outcome {
         println!("{}", serde_json::to_string_pretty(&shown)?);
         Ok(ExitCode::SUCCESS)
     })?
+}
+
+/// The datatype of an input, of whatever form.
+fn input_datatype(config: &ModelConfig, name: &str) -> Result<DataType, Failure> {
+    let first = config.input.iter().find(|input| input.name == name);
+    let first = first.map(|input| input.data_type().as_str_name().trim_start_matches("TYPE_").replace("STRING", "BYTES"));
+    let other = config.parameters.get(&format!("input.{name}"));
+    let other = other.and_then(|text| text.string_value.split(' ').next()).map(str::to_owned);
+    first.or(other).and_then(|datatype| DataType::from_name(&datatype)).ok_or_else(|| {
+        let others = config.parameters.keys().filter_map(|key| key.strip_prefix("input."));
+        let known: Vec<_> = config.input.iter().map(|input| input.name.as_str()).chain(others).collect();
+        format!("the model has no input {name:?}: expected one of {known:?}").into()
+    })
 }
 
 /// Nested arrays as a tensor. Every array of one depth must have the same length.

@@ -12,6 +12,9 @@ use clap::{Parser, Subcommand};
 use std::error::Error;
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Serves models over gRPC with the Open Inference Protocol.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]

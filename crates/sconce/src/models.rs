@@ -45,12 +45,18 @@ async fn show(client: &Client, name: &str, version: &str) -> sconce_client::Resu
         println!("  {key}: {}", value.string_value);
     }
     println!("  max_batch_size: {}", config.max_batch_size);
-    let optional = |i: usize| config.input.get(i).is_some_and(|input| input.optional);
-    let inputs = metadata.inputs.iter().enumerate();
-    let tensors = inputs.map(|(i, t)| (if optional(i) { "input (optional)" } else { "input" }, t));
-    let tensors = tensors.chain(metadata.outputs.iter().map(|t| ("output", t)));
-    let rows: Vec<_> = tensors
-        .map(|(kind, t)| vec![kind.to_owned(), t.name.clone(), t.datatype.clone(), format!("{:?}", t.shape)])
+    let inputs = config.input.iter().map(|input| {
+        let kind = if input.optional { "input (optional)" } else { "input" };
+        (kind, &input.name, input.data_type(), &input.dims)
+    });
+    let outputs = config.output.iter().map(|output| ("output", &output.name, output.data_type(), &output.dims));
+    let rows: Vec<_> = inputs
+        .chain(outputs)
+        .map(|(kind, name, datatype, dims)| {
+            let datatype = datatype.as_str_name().trim_start_matches("TYPE_").replace("STRING", "BYTES");
+            let shape: Vec<String> = [-1].iter().chain(dims).map(ToString::to_string).collect();
+            vec![kind.to_owned(), name.clone(), datatype, format!("[{}]", shape.join(", "))]
+        })
         .collect();
     print!("{}", table::render(&["", "name", "datatype", "shape"], &rows));
     for stats in statistics {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use toml::{Table, Value};
 
-/// Flags go over `SCONCE_*` environment variables (`SCONCE_LIMITS__MAX_STREAMS=100`), and those over the file.
+/// Flags go over `SCONCE__*` environment variables (`SCONCE__LIMITS__MAX_STREAMS=100`), and those over the file.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Configuration file (TOML)

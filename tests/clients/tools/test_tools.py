@@ -52,14 +52,14 @@ def infer(server, message, **options):
 def test_grpcurl_infers_typed(server):
     contents = {"contents": {"fp32_contents": [3.0] * 16}}
     answer = json.loads(infer(server, add_sub(INPUT0=contents, INPUT1=contents)))
-    assert answer["id"] == "from grpcurl" and answer["model_version"] == "1"
-    assert [one["contents"]["fp32_contents"] for one in answer["outputs"]] == [[6] * 16, [0] * 16]
+    assert answer["id"] == "from grpcurl" and answer["modelVersion"] == "1"
+    assert [one["contents"]["fp32Contents"] for one in answer["outputs"]] == [[6] * 16, [0] * 16]
 
 
 def test_grpcurl_infers_raw(server):
     row = base64.b64encode(struct.pack("<16f", *[3.0] * 16)).decode()
     answer = json.loads(infer(server, add_sub() | {"raw_input_contents": [row, row]}))
-    assert [struct.unpack("<16f", base64.b64decode(raw)) for raw in answer["raw_output_contents"]] == [(6,) * 16, (0,) * 16]
+    assert [struct.unpack("<16f", base64.b64decode(raw)) for raw in answer["rawOutputContents"]] == [(6,) * 16, (0,) * 16]
 
 
 def test_grpcurl_shows_the_error(server):

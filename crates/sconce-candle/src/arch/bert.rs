@@ -272,7 +272,7 @@ struct Layer {
 
 enum Head {
     Embedding { pooling: Pooling, normalize: bool },
-    Classification { dense: Dense, classifier: Dense, scores: Scores },
+    Classification { dense: Box<Dense>, classifier: Box<Dense>, scores: Scores },
 }
 
 impl Model {
@@ -297,8 +297,8 @@ impl Network {
                 let (dense, classifier) = names.head();
                 let act = if config.kind == Kind::DistilBert { Activation::Relu } else { Activation::Tanh };
                 Head::Classification {
-                    dense: load_dense(weights, &[dense], act, &target)?,
-                    classifier: load_dense(weights, &[classifier], Activation::None, &target)?,
+                    dense: load_dense(weights, &[dense], act, &target)?.into(),
+                    classifier: load_dense(weights, &[classifier], Activation::None, &target)?.into(),
                     scores: *scores,
                 }
             }
@@ -434,8 +434,8 @@ impl LoadedModel for Model {
     }
 }
 
-/// A batch as it is computed: all tokens of all rows in one list, rows in order of length, so that rows of equal
-/// length are neighbours.
+/// A batch as it is computed: all tokens of all rows in one list, rows in order of length, so that rows of
+/// equal length are neighbours.
 struct Layout {
     ids: Vec<u32>,
     types: Vec<u32>,

@@ -35,7 +35,8 @@ pub(crate) struct Config {
     pub(crate) labels: Option<Vec<String>>,
 }
 
-/// Bounds far beyond any published model: they keep arithmetic and lists small, the weights' shapes do the rest.
+/// Bounds far beyond any published model: they keep arithmetic and lists small, the weights' shapes do the
+/// rest.
 const MAX_SIZE: u64 = 1 << 24;
 const MAX_LAYERS: u64 = 1024;
 
@@ -224,7 +225,8 @@ fn short(value: &Value) -> String {
     sconce_core::abbreviate(&value.to_string()).into_owned()
 }
 
-/// The weights' names. A checkpoint may prefix them with the architecture's name, and the oldest say gamma and beta.
+/// The weights' names. A checkpoint may prefix them with the architecture's name, and the oldest say gamma
+/// and beta.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Names<'a> {
     kind: Kind,

@@ -50,8 +50,8 @@ impl Vector {
 }
 
 impl Dense {
-    /// Reads one layer, or several that share their input (query, key and value) as one. Each is named by its weights
-    /// [out, in] and its bias [out], if it has one.
+    /// Reads one layer, or several that share their input (query, key and value) as one. Each is named by its
+    /// weights [out, in] and its bias [out], if it has one.
     pub(crate) fn load(
         weights: &Weights,
         names: &[(String, Option<String>)],
@@ -216,8 +216,9 @@ impl CustomOp1 for DenseOp<'_> {
     }
 }
 
-/// Self-attention of packed sequences. `qkv` is [tokens, 3 · hidden]; sequence `i` has the tokens `sequences[i]`, which
-/// follow one another from 0; sequences of equal length must be neighbours to run together. Gives [tokens, hidden].
+/// Self-attention of packed sequences. `qkv` is [tokens, 3 · hidden]; sequence `i` has the tokens
+/// `sequences[i]`, which follow one another from 0; sequences of equal length must be neighbours to run
+/// together. Gives [tokens, hidden].
 pub(crate) fn attention(qkv: &Tensor, heads: usize, sequences: &[Range<usize>]) -> Result<Tensor> {
     if qkv.device().is_cpu() && qkv.dtype() == DType::F32 {
         return qkv.apply_op1_no_bwd(&AttentionOp { heads, sequences });

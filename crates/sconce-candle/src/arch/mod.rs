@@ -20,7 +20,7 @@ pub(crate) enum Plan {
     Identity(identity::Plan),
     AddSub(add_sub::Plan),
     Tabular(tabular::Plan),
-    Bert(bert::Plan),
+    Bert(Box<bert::Plan>),
 }
 
 /// Checks the family's own keys and files.
@@ -39,9 +39,8 @@ pub(crate) fn open(
         }
         Family::Tabular => tabular::Plan::open(folder, settings, keys, problems)
             .map(|p| (p.signature(settings), Plan::Tabular(p))),
-        Family::Bert => {
-            bert::Plan::open(folder, settings, keys, problems).map(|p| (p.signature(settings), Plan::Bert(p)))
-        }
+        Family::Bert => bert::Plan::open(folder, settings, keys, problems)
+            .map(|p| (p.signature(settings), Plan::Bert(Box::new(p)))),
     }
 }
 
@@ -55,12 +54,12 @@ pub(crate) fn load(
         Plan::Identity(plan) => Arc::new(identity::Model::new(plan, signature)),
         Plan::AddSub(plan) => Arc::new(add_sub::Model::new(plan, signature)),
         Plan::Tabular(plan) => Arc::new(tabular::Model::load(plan, settings, signature)?),
-        Plan::Bert(plan) => Arc::new(bert::Model::load(plan, settings, signature)?),
+        Plan::Bert(plan) => Arc::new(bert::Model::load(*plan, settings, signature)?),
     })
 }
 
-/// A model that needs no package: `identity` (INPUT0 FP32 [-1, -1] → OUTPUT0) or `add_sub` (INPUT0 and INPUT1 FP32
-/// [-1, 16] → OUTPUT0, their sum, and OUTPUT1, their difference). `None` for any other name.
+/// A model that needs no package: `identity` (INPUT0 FP32 [-1, -1] → OUTPUT0) or `add_sub` (INPUT0 and INPUT1
+/// FP32 [-1, 16] → OUTPUT0, their sum, and OUTPUT1, their difference). `None` for any other name.
 pub fn builtin(name: &str) -> Option<(ModelSettings, Arc<dyn LoadedModel>)> {
     match name {
         "identity" => {

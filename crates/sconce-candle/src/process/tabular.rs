@@ -78,7 +78,8 @@ impl Features {
         inputs
     }
 
-    /// Encodes a request as one FP32 tensor [rows, width]. Without declared features it is the caller's own bytes.
+    /// Encodes a request as one FP32 tensor [rows, width]. Without declared features it is the caller's own
+    /// bytes.
     pub(crate) fn encode(&self, mut inputs: Inputs) -> Result<Tensor> {
         let (rows, width) = (inputs.rows(), self.width());
         let matrix = if self.has_matrix() { inputs.take(0) } else { None };

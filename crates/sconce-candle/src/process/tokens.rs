@@ -10,7 +10,8 @@ pub(crate) struct Tokens {
     pub(crate) positions: usize,
     /// Rows of the table of token types, 0 where there is none.
     pub(crate) token_types: usize,
-    /// Where positions count tokens that are not padding, from this id on (RoBERTa); otherwise they are columns.
+    /// Where positions count tokens that are not padding, from this id on (RoBERTa); otherwise they are
+    /// columns.
     pub(crate) padding_id: Option<usize>,
     /// Whether the answer is read at a row's first token, which must not be masked then.
     pub(crate) reads_first: bool,

@@ -4,7 +4,7 @@ use crate::door::Door;
 use crate::grpc::Role;
 use crate::grpc::status;
 use crate::models::{Served, State};
-use sconce_core::{DataType, DeviceId, FailReason, ModelStats, TensorSpec, Total, abbreviate};
+use sconce_core::{DataType, DeviceId, FailReason, ModelStats, Signature, TensorSpec, Total, abbreviate, display_shape};
 use sconce_proto::inference as pb;
 use sconce_proto::inference::grpc_inference_service_server::GrpcInferenceService;
 use sconce_proto::inference::log_settings_request::setting_value::ParameterChoice;
@@ -92,7 +92,7 @@ impl GrpcInferenceService for Info {
             name,
             versions: versions.iter().map(ToString::to_string).collect(),
             platform: platform(&served),
-            inputs: signature.inputs.iter().map(tensor_metadata).collect(),
+            inputs: first_form(signature).map(tensor_metadata).collect(),
             outputs: signature.outputs.iter().map(tensor_metadata).collect(),
         })
     }
@@ -284,6 +284,12 @@ fn wire_shape(shape: &[Option<usize>]) -> Vec<i64> {
     shape.iter().map(|dim| dim.map_or(-1, |dim| i64::try_from(dim).unwrap_or(i64::MAX))).collect()
 }
 
+/// The inputs that clients are told of. Generic ones send every input they know: what the model takes instead stands in
+/// the configuration's parameters.
+fn first_form(signature: &Signature) -> impl Iterator<Item = &TensorSpec> {
+    signature.inputs.iter().filter(|spec| spec.form == 0)
+}
+
 fn tensor_metadata(spec: &TensorSpec) -> pb::model_metadata_response::TensorMetadata {
     pb::model_metadata_response::TensorMetadata {
         name: spec.name.clone(),
@@ -310,19 +316,22 @@ fn model_config(served: &Served) -> pb::ModelConfig {
     for (name, value) in &settings.metrics {
         parameters.insert(format!("metrics.{name}"), parameter(&value.to_string()));
     }
+    for spec in signature.inputs.iter().filter(|spec| spec.form > 0) {
+        let optional = if spec.optional { " (optional)" } else { "" };
+        let text = format!("{} {}{optional}", spec.datatype, display_shape(&spec.shape));
+        parameters.insert(format!("input.{}", spec.name), parameter(&text));
+    }
     pb::ModelConfig {
         name: served.name.to_string(),
         platform: platform(served),
         backend: "candle".to_owned(),
         max_batch_size: i32::try_from(signature.max_batch_size).unwrap_or(i32::MAX),
-        input: signature
-            .inputs
-            .iter()
+        input: first_form(signature)
             .map(|spec| pb::ModelInput {
                 name: spec.name.clone(),
                 data_type: wire_datatype(spec.datatype).into(),
                 dims: dims(spec),
-                optional: spec.optional || spec.form > 0,
+                optional: spec.optional,
             })
             .collect(),
         output: signature
