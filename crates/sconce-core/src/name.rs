@@ -17,7 +17,11 @@ impl ModelName {
     /// `InvalidArgument` when it is empty, too long, starts with a dot or has another character.
     pub fn new(name: &str) -> Result<Self> {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-        if name.is_empty() || name.len() > Self::MAX_BYTES || name.starts_with('.') || !name.bytes().all(allowed) {
+        if name.is_empty()
+            || name.len() > Self::MAX_BYTES
+            || name.starts_with('.')
+            || !name.bytes().all(allowed)
+        {
             return Err(Error::invalid(format!(
                 "model name: expected 1 to {} characters of A-Z a-z 0-9 . _ - not starting with a dot, got {:?} ({} bytes)",
                 Self::MAX_BYTES,

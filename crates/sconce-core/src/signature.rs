@@ -41,7 +41,8 @@ impl TensorSpec {
             Some((Some(1), front)) if front.len() == shape.len() => front,
             _ => &self.shape[..],
         };
-        expected.len() == shape.len() && expected.iter().zip(shape).all(|(want, got)| want.is_none_or(|w| w == *got))
+        expected.len() == shape.len()
+            && expected.iter().zip(shape).all(|(want, got)| want.is_none_or(|w| w == *got))
     }
 }
 
@@ -94,7 +95,11 @@ impl Signature {
         let mut form: Option<(usize, usize)> = None;
         for (name, tensor) in given {
             let name = name.as_ref();
-            let index = self.inputs.iter().position(|spec| spec.name == name).ok_or_else(|| self.unknown_input(name))?;
+            let index = self
+                .inputs
+                .iter()
+                .position(|spec| spec.name == name)
+                .ok_or_else(|| self.unknown_input(name))?;
             let spec = &self.inputs[index];
             if tensors[index].is_some() {
                 return Err(Error::invalid(format!("input `{name}`: given twice")));
@@ -129,7 +134,11 @@ impl Signature {
             spec.form == form && !spec.optional && tensor.is_none()
         };
         if let Some((spec, _)) = self.inputs.iter().zip(&tensors).find(missing) {
-            return Err(Error::invalid(format!("input `{}` is missing: expected {}", spec.name, self.describe_inputs())));
+            return Err(Error::invalid(format!(
+                "input `{}` is missing: expected {}",
+                spec.name,
+                self.describe_inputs()
+            )));
         }
         if rows > self.max_batch_size {
             return Err(Error::invalid(format!(
@@ -154,7 +163,13 @@ impl Signature {
                 _ => ", ",
             };
             let optional = if spec.optional { " (optional)" } else { "" };
-            let _ = write!(text, "{separator}`{}` {} {}{optional}", spec.name, spec.datatype, display_shape(&spec.shape));
+            let _ = write!(
+                text,
+                "{separator}`{}` {} {}{optional}",
+                spec.name,
+                spec.datatype,
+                display_shape(&spec.shape)
+            );
         }
         if self.inputs.len() > 6 {
             let _ = write!(text, ", … ({} inputs in all)", self.inputs.len());
@@ -186,7 +201,10 @@ fn check_tensor(spec: &TensorSpec, tensor: &Tensor) -> Result<()> {
         )));
     }
     if tensor.rows() == 0 {
-        return Err(Error::invalid(format!("input `{name}`: expected at least one row, got shape {:?}", tensor.shape())));
+        return Err(Error::invalid(format!(
+            "input `{name}`: expected at least one row, got shape {:?}",
+            tensor.shape()
+        )));
     }
     if !spec.allow_nan && tensor.f32_values().any(f32::is_nan) {
         return Err(Error::invalid(format!("input `{name}`: NaN is not allowed here")));
@@ -204,7 +222,8 @@ mod tests {
     }
 
     fn signature() -> Signature {
-        let column = |name: &str| TensorSpec { form: 1, ..TensorSpec::new(name, DataType::Fp32, &[None, Some(1)]) };
+        let column =
+            |name: &str| TensorSpec { form: 1, ..TensorSpec::new(name, DataType::Fp32, &[None, Some(1)]) };
         Signature {
             inputs: vec![
                 TensorSpec::new("x", DataType::Fp32, &[None, Some(4)]),
@@ -246,7 +265,9 @@ mod tests {
 
     #[test]
     fn nan_is_refused_unless_allowed() {
-        let nan = Tensor::new(DataType::Fp32, vec![1, 4], [f32::NAN; 4].map(f32::to_le_bytes).concat().into()).unwrap();
+        let nan =
+            Tensor::new(DataType::Fp32, vec![1, 4], [f32::NAN; 4].map(f32::to_le_bytes).concat().into())
+                .unwrap();
         assert!(signature().check([("x", nan.clone())]).is_err());
         let mut lenient = signature();
         lenient.inputs[0].allow_nan = true;

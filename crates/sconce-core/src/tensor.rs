@@ -117,10 +117,7 @@ pub fn check_bytes_elements(data: &[u8], elements: usize) -> Result<()> {
 }
 
 fn element_count(shape: &[usize]) -> Result<usize> {
-    shape
-        .iter()
-        .try_fold(1usize, |product, &dim| product.checked_mul(dim))
-        .ok_or_else(|| too_large(shape))
+    shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim)).ok_or_else(|| too_large(shape))
 }
 
 fn too_large(shape: &[usize]) -> Error {

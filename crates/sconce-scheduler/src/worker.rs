@@ -160,7 +160,18 @@ impl Worker<'_> {
             finished_at,
         };
         let results: Vec<_> = match output {
-            Ok(output) => output.outputs,
+            Ok(output) => {
+                if let Some(error) = output.outputs.iter().find_map(|result| result.as_ref().err()) {
+                    let error = error as &dyn std::error::Error;
+                    tracing::warn!(
+                        instance = self.instance,
+                        batch_id,
+                        error,
+                        "a request failed in the model"
+                    );
+                }
+                output.outputs
+            }
             Err(error) => {
                 tracing::error!(
                     instance = self.instance,

@@ -143,11 +143,17 @@ impl ServerConfig {
         };
         check(
             self.admin.ip().is_loopback(),
-            format!("admin: expected a loopback address (there is no authentication yet), got {}", self.admin),
+            format!(
+                "admin: expected a loopback address (there is no authentication yet), got {}",
+                self.admin
+            ),
         );
         check(
             (1 << 10..=1 << 31).contains(&limits.max_message_bytes),
-            format!("limits.max_message_bytes: expected 1024 to 2147483648, got {}", limits.max_message_bytes),
+            format!(
+                "limits.max_message_bytes: expected 1024 to 2147483648, got {}",
+                limits.max_message_bytes
+            ),
         );
         check(
             limits.max_inflight_bytes >= limits.max_message_bytes,
@@ -156,13 +162,18 @@ impl ServerConfig {
                 limits.max_message_bytes, limits.max_inflight_bytes
             ),
         );
-        for (name, value) in [("max_connections", limits.max_connections), ("max_streams", limits.max_streams)] {
+        for (name, value) in
+            [("max_connections", limits.max_connections), ("max_streams", limits.max_streams)]
+        {
             let most = tokio::sync::Semaphore::MAX_PERMITS;
             check((1..=most).contains(&value), format!("limits.{name}: expected at least 1, got {value}"));
         }
         for name in &self.builtin {
             let known = sconce_candle::builtin(name).is_some();
-            check(known, format!("builtin: expected identity or add_sub, got {:?}", sconce_core::abbreviate(name)));
+            check(
+                known,
+                format!("builtin: expected identity or add_sub, got {:?}", sconce_core::abbreviate(name)),
+            );
         }
         match self.device.parse::<DeviceId>().and_then(sconce_candle::check_device) {
             Ok(()) => {}
@@ -192,7 +203,8 @@ fn environment_table(environment: impl IntoIterator<Item = (String, String)>) ->
         let mut keys: Vec<String> = path.to_ascii_lowercase().split("__").map(str::to_owned).collect();
         let Some(last) = keys.pop() else { continue };
         let leaf = Table::from_iter([(last, value)]);
-        let nested = keys.into_iter().rev().fold(leaf, |inner, key| Table::from_iter([(key, Value::Table(inner))]));
+        let nested =
+            keys.into_iter().rev().fold(leaf, |inner, key| Table::from_iter([(key, Value::Table(inner))]));
         overlay(&mut table, nested);
     }
     table
@@ -239,8 +251,13 @@ mod tests {
 
     #[test]
     fn the_environment_goes_over_the_file_and_flags_over_both() {
-        let text = "grpc = '127.0.0.1:1'\nhttp = '127.0.0.1:2'\n[limits]\nmax_streams = 1\nmax_connections = 7";
-        let environment = [("SCONCE__HTTP", "127.0.0.1:3"), ("SCONCE__LIMITS__MAX_STREAMS", "5"), ("SCONCE_PORT", "tcp://x")];
+        let text =
+            "grpc = '127.0.0.1:1'\nhttp = '127.0.0.1:2'\n[limits]\nmax_streams = 1\nmax_connections = 7";
+        let environment = [
+            ("SCONCE__HTTP", "127.0.0.1:3"),
+            ("SCONCE__LIMITS__MAX_STREAMS", "5"),
+            ("SCONCE_PORT", "tcp://x"),
+        ];
         let config = read(text, &environment).unwrap();
         assert_eq!((config.grpc.port(), config.http.port()), (1, 3));
         assert_eq!((config.limits.max_streams, config.limits.max_connections), (5, 7));
@@ -264,7 +281,9 @@ mod tests {
             level = 'loud'
             colour = true";
         let problems = read(text, &[]).unwrap_err();
-        for part in ["gprc", "http", "admin", "builtin", "device", "models", "message", "streams", "level", "colour"] {
+        for part in
+            ["gprc", "http", "admin", "builtin", "device", "models", "message", "streams", "level", "colour"]
+        {
             assert!(problems.iter().any(|problem| problem.contains(part)), "{part} not in {problems:#?}");
         }
         assert_eq!(problems.len(), 10, "{problems:#?}");

@@ -1,7 +1,9 @@
 //! The spine: one request from the route to its answer.
 
 use crate::models::Served;
-use sconce_core::{Error, ErrorCode, ExecutionRecord, InferOutput, ModelInput, Preparation, Reservation, Result, Tensor};
+use sconce_core::{
+    Error, ErrorCode, ExecutionRecord, InferOutput, ModelInput, Preparation, Reservation, Result, Tensor,
+};
 use sconce_scheduler::{Priority, Submission};
 use std::sync::Arc;
 use std::time::Instant;
@@ -40,7 +42,9 @@ impl PreparePool {
             drop(permit);
             prepared
         });
-        prepared.await.unwrap_or_else(|error| Err(Error::internal("preparing the input failed").with_source(error)))
+        prepared
+            .await
+            .unwrap_or_else(|error| Err(Error::internal("preparing the input failed").with_source(error)))
     }
 }
 
@@ -66,13 +70,14 @@ pub(crate) async fn infer(
             reservation: job.reservation,
         })
     };
-    let receiver = replied.await.inspect_err(|error| served.scheduler.count_failure(error, arrived_at.elapsed()))?;
+    let receiver =
+        replied.await.inspect_err(|error| served.scheduler.count_failure(error, arrived_at.elapsed()))?;
     let reply = within(deadline, receiver).await?.map_err(|_| Error::internal("the request was lost"))?;
     Ok((reply.result?, reply.record))
 }
 
 /// `future`, unless the deadline comes first.
-async fn within<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Result<T> {
+pub(crate) async fn within<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Result<T> {
     match deadline {
         None => Ok(future.await),
         Some(at) => tokio::time::timeout_at(at.into(), future).await.map_err(|_| Error::deadline_exceeded()),

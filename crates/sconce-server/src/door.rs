@@ -3,12 +3,13 @@
 use crate::config::Limits;
 use crate::dispatch::PreparePool;
 use crate::models::{Models, State};
-use sconce_core::ByteBudget;
+use sconce_core::{ByteBudget, Error, Result};
 use sconce_telemetry::metrics::{ModelSample, ServerSample};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
@@ -26,7 +27,15 @@ pub(crate) struct Door {
     pub(crate) refused: AtomicU64,
     /// Whether the first load is over.
     pub(crate) loaded: AtomicBool,
+    /// Loads and unloads: they run to their end even if whoever asked goes away.
+    pub(crate) changes: TaskTracker,
     health: HealthReporter,
+}
+
+/// A change of what is served.
+pub(crate) enum Change {
+    Load(String),
+    Unload(String),
 }
 
 const SERVICE: &str = "inference.GRPCInferenceService";
@@ -43,6 +52,7 @@ impl Door {
             draining: CancellationToken::new(),
             refused: AtomicU64::new(0),
             loaded: AtomicBool::new(false),
+            changes: TaskTracker::new(),
             health,
         }
     }
@@ -56,15 +66,35 @@ impl Door {
             return Err("loading models".to_owned());
         }
         let failed = self.models.index().into_iter().find_map(|(name, version, state)| match state {
-            State::Unavailable(reason) if reason != "unloaded" => Some(format!("{name} version {version}: {reason}")),
+            State::Unavailable(reason) if reason != "unloaded" => {
+                Some(format!("{name} version {version}: {reason}"))
+            }
             _ => None,
         });
         failed.map_or(Ok(()), Err)
     }
 
+    /// Makes a change and tells the health service.
+    ///
+    /// # Errors
+    /// What the change failed with.
+    pub(crate) async fn change(self: &Arc<Self>, change: Change) -> Result<()> {
+        let door = Arc::clone(self);
+        let task = self.changes.spawn(async move {
+            let outcome = match change {
+                Change::Load(name) => door.models.load(&name).await,
+                Change::Unload(name) => door.models.unload(&name).await,
+            };
+            door.report_health().await;
+            outcome
+        });
+        task.await.unwrap_or_else(|error| Err(Error::internal("the change was cut off").with_source(error)))
+    }
+
     /// Tells the health service how [`Self::readiness`] stands. To be called after each change of it.
     pub(crate) async fn report_health(&self) {
-        let status = if self.readiness().is_ok() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let status =
+            if self.readiness().is_ok() { ServingStatus::Serving } else { ServingStatus::NotServing };
         for service in ["", SERVICE] {
             self.health.set_service_status(service, status).await;
         }
@@ -72,7 +102,9 @@ impl Door {
 
     /// A scrape's view of the server.
     pub(crate) fn sample(&self) -> (ServerSample, Vec<ModelSample>) {
-        let used = |semaphore: &Semaphore, limit: usize| (limit.saturating_sub(semaphore.available_permits()), limit);
+        let used = |semaphore: &Semaphore, limit: usize| {
+            (limit.saturating_sub(semaphore.available_permits()), limit)
+        };
         let server = ServerSample {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             inflight_bytes: (self.budget.held_bytes(), self.budget.limit_bytes()),

@@ -8,6 +8,8 @@ mod grpc;
 mod http;
 mod models;
 
+pub use sconce_telemetry::logs;
+
 pub use config::{ConfigError, Limits, Log, ServerConfig};
 
 use door::Door;
@@ -58,9 +60,9 @@ pub enum StartError {
     /// The server's own definitions do not fit together.
     #[error("the reflection service cannot be built")]
     Reflection(#[from] tonic_reflection::server::Error),
-    /// The default device is none.
+    /// The default device is none, or the folder of models cannot be read.
     #[error(transparent)]
-    Device(#[from] sconce_core::Error),
+    Models(#[from] sconce_core::Error),
 }
 
 impl Server {
@@ -68,7 +70,7 @@ impl Server {
     /// logged, and keep the server from being ready; the others are served.
     ///
     /// # Errors
-    /// An address that cannot be bound; nothing is left running then.
+    /// An address that cannot be bound, or a folder of models that cannot be read; nothing is left running then.
     pub async fn start(config: ServerConfig) -> Result<Self, StartError> {
         let device: DeviceId = config.device.parse()?;
         let grpc = bind("grpc", config.grpc).await?;
@@ -80,8 +82,11 @@ impl Server {
         let (health, health_service) = tonic_health::server::health_reporter();
         let door = Arc::new(Door::new(models, config.limits, models::cores(), health));
         door.report_health().await;
-        let inference =
-            Listener::new(Arc::clone(&door), Role::Inference { control: addresses.admin }, health_service.clone())?;
+        let inference = Listener::new(
+            Arc::clone(&door),
+            Role::Inference { control: addresses.admin },
+            health_service.clone(),
+        )?;
         let control = Listener::new(Arc::clone(&door), Role::Control, health_service)?;
 
         let server = Self {
@@ -97,7 +102,10 @@ impl Server {
         let door = Arc::clone(&server.door);
         tasks.spawn(http::run(door, http.0, tasks.clone(), stop.clone(), abort.clone()));
 
-        server.door.models.load_all().await;
+        if let Err(error) = server.door.models.load_all().await {
+            server.shutdown().await;
+            return Err(error.into());
+        }
         server.door.loaded.store(true, Ordering::Release);
         server.door.report_health().await;
         Ok(server)
@@ -123,11 +131,19 @@ impl Server {
         self.door.report_health().await;
         self.stop.cancel();
         self.tasks.close();
+        self.door.changes.close();
         let limit = self.door.limits.drain_timeout();
         if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
-            tracing::warn!(connections = self.tasks.len(), "the drain timeout passed: connections are cut off");
+            tracing::warn!(
+                connections = self.tasks.len(),
+                "the drain timeout passed: connections are cut off"
+            );
             self.abort.cancel();
             self.tasks.wait().await;
+        }
+        // A change under way still holds what it loads or drains.
+        if tokio::time::timeout(limit, self.door.changes.wait()).await.is_err() {
+            tracing::warn!("a load or unload did not end in time: it is left behind");
         }
         self.door.models.close().await;
     }

@@ -149,12 +149,12 @@ impl Models {
     }
 
     /// Loads everything there is. What fails is unavailable, with the reason; the rest is served.
-    pub(crate) async fn load_all(&self) {
+    ///
+    /// # Errors
+    /// The folder of models cannot be read.
+    pub(crate) async fn load_all(&self) -> Result<()> {
         let _changing = self.changing.lock().await;
-        let (sources, problems) = match self.sources().await {
-            Ok(found) => found,
-            Err(error) => return tracing::error!(error = &error as &dyn std::error::Error, "no model was loaded"),
-        };
+        let (sources, problems) = self.sources().await?;
         for problem in problems {
             tracing::warn!(problem, "the folder of models has an entry that is no model");
         }
@@ -166,6 +166,7 @@ impl Models {
             let state = state.map_or_else(|error| State::Unavailable(error.to_string()), State::Ready);
             self.set(&name, version, Some(state));
         }
+        Ok(())
     }
 
     /// Loads, or loads again, every version of `name`. A version that is served stays until its successor is ready, and
@@ -239,10 +240,13 @@ impl Models {
         let served: Vec<Arc<Served>> = table
             .values()
             .flat_map(BTreeMap::values)
-            .filter_map(|state| if let State::Ready(served) = state { Some(Arc::clone(served)) } else { None })
+            .filter_map(
+                |state| if let State::Ready(served) = state { Some(Arc::clone(served)) } else { None },
+            )
             .collect();
         drop(table);
-        let join = tokio::task::spawn_blocking(move || served.iter().for_each(|served| served.scheduler.close()));
+        let join =
+            tokio::task::spawn_blocking(move || served.iter().for_each(|served| served.scheduler.close()));
         if let Err(error) = join.await {
             tracing::error!(error = &error as &dyn std::error::Error, "the workers could not be joined");
         }
@@ -278,9 +282,8 @@ impl Models {
         }
         let Some(root) = self.root.clone() else { return Ok((sources, Vec::new())) };
         let listed = blocking(move || Ok(sconce_candle::discover(&root))).await?;
-        let discovery = listed.map_err(|error| {
-            Error::internal("the folder of models cannot be read").with_source(error)
-        })?;
+        let discovery = listed
+            .map_err(|error| Error::internal("the folder of models cannot be read").with_source(error))?;
         let mut problems = discovery.problems;
         for found in discovery.found {
             if self.builtin.contains(&found.name.as_str()) {
@@ -315,7 +318,8 @@ impl Models {
             max_delay: settings.max_queue_delay,
             queue_depth: settings.queue_depth,
         };
-        let instances = settings.instances.unwrap_or_else(|| default_instances(settings.device, settings.threads));
+        let instances =
+            settings.instances.unwrap_or_else(|| default_instances(settings.device, settings.threads));
         let memory_bytes = model.memory_bytes();
         let scheduler = blocking(move || Scheduler::start(&label, model, policy, device, instances)).await?;
         let gone = CancellationToken::new();

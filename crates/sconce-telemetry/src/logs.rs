@@ -38,7 +38,8 @@ impl FromStr for Format {
 /// # Errors
 /// A message that names the levels.
 pub fn parse_level(text: &str) -> Result<LevelFilter, String> {
-    text.parse().map_err(|_| format!("log level: expected off, error, warn, info, debug or trace, got {text:?}"))
+    text.parse()
+        .map_err(|_| format!("log level: expected off, error, warn, info, debug or trace, got {text:?}"))
 }
 
 /// Starts logging for the whole process, panics included. A second call does nothing.
@@ -58,7 +59,8 @@ pub fn init(format: Format, level: LevelFilter) {
     std::panic::set_hook(Box::new(|panic| {
         let location = panic.location().map(ToString::to_string);
         let payload = panic.payload();
-        let cause = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
+        let cause =
+            payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
         let thread = std::thread::current();
         tracing::error!(location, cause, thread = thread.name(), "panic");
     }));

@@ -2,7 +2,9 @@
 //! anyway, so the request path pays nothing for it.
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabel as _, EncodeLabelSet, LabelSetEncoder, NoLabelSet, text};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabel as _, EncodeLabelSet, LabelSetEncoder, NoLabelSet, text,
+};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use sconce_core::{DurationHistogram, FailReason, ModelStats};
@@ -66,13 +68,15 @@ struct Labels<'a> {
     extra: Option<(&'static str, &'a str)>,
 }
 
+/// A metric's name, its help text, and where its value comes from.
+type Described<F> = (&'static str, &'static str, F);
+
 impl EncodeLabelSet for Labels<'_> {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
         let pairs = [("model", self.model.model.as_str()), ("version", self.model.version.as_str())];
         pairs.into_iter().chain(self.extra).try_for_each(|pair| pair.encode(encoder.encode_label()))
     }
 }
-
 
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
@@ -85,7 +89,8 @@ impl Collector for Scrape {
 
 impl Scrape {
     fn encode_server(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let mut info = encoder.encode_descriptor("sconce_build", "The server's version", None, MetricType::Info)?;
+        let mut info =
+            encoder.encode_descriptor("sconce_build", "The server's version", None, MetricType::Info)?;
         info.encode_info(&[("version", self.server.version.as_str())])?;
         let gauges = [
             ("sconce_inflight_bytes", "Bytes of requests in flight", self.server.inflight_bytes),
@@ -112,7 +117,9 @@ impl Scrape {
         self.counter(encoder, "sconce_rows", "Rows answered", |s| s.inference_count)?;
         self.counter(encoder, "sconce_tokens", "Tokens executed, without padding", |s| s.token_count)?;
         self.counter(encoder, "sconce_batches", "Batches executed", |s| s.execution_count)?;
-        self.counter(encoder, "sconce_model_panics", "Panics of the model that a worker survived", |s| s.panics)?;
+        self.counter(encoder, "sconce_model_panics", "Panics of the model that a worker survived", |s| {
+            s.panics
+        })?;
         self.gauge(encoder, "sconce_queue_depth", "Requests that wait", |m| m.queue_depth)?;
         self.gauge(encoder, "sconce_model_memory_bytes", "Bytes of weights and tables", |m| m.memory_bytes)?;
 
@@ -134,7 +141,9 @@ impl Scrape {
                     FailReason::Other => "invalid",
                 };
                 let labels = Labels { model, extra: Some(("status", status)) };
-                predictions.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&total.count, None)?;
+                predictions
+                    .encode_family(&labels)?
+                    .encode_counter::<NoLabelSet, _, u64>(&total.count, None)?;
             }
         }
         let mut closed = encoder.encode_descriptor(
@@ -153,7 +162,7 @@ impl Scrape {
     }
 
     fn encode_histograms(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let histograms: [(&str, &str, fn(&ModelStats) -> &DurationHistogram); 2] = [
+        let histograms: [Described<fn(&ModelStats) -> &DurationHistogram>; 2] = [
             ("sconce_request_duration_seconds", "From the front door to the answer", |s| &s.request_latency),
             ("sconce_queue_duration_seconds", "Waiting in the queue", |s| &s.queue_latency),
         ];
@@ -175,9 +184,11 @@ impl Scrape {
         let mut family = encoder.encode_descriptor(name, "Rows in a batch", None, MetricType::Histogram)?;
         for model in &self.models {
             let batches = &model.stats.batches;
-            let rows = batches.iter().map(|(rows, size)| (*rows as u64) * size.compute_infer.count).sum::<u64>();
+            let rows =
+                batches.iter().map(|(rows, size)| (*rows as u64) * size.compute_infer.count).sum::<u64>();
             let count = batches.values().map(|size| size.compute_infer.count).sum();
-            let mut buckets: Vec<(f64, u64)> = [1, 2, 4, 8, 16, 32, 64, 128, 256].map(|le| (f64::from(le), 0)).to_vec();
+            let mut buckets: Vec<(f64, u64)> =
+                [1, 2, 4, 8, 16, 32, 64, 128, 256].map(|le| (f64::from(le), 0)).to_vec();
             buckets.push((f64::INFINITY, 0));
             for (rows, size) in batches {
                 let bucket = buckets.partition_point(|(le, _)| *le < *rows as f64);
@@ -186,7 +197,12 @@ impl Scrape {
                 }
             }
             let labels = Labels { model, extra: None };
-            family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(rows as f64, count, &buckets, None)?;
+            family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
+                rows as f64,
+                count,
+                &buckets,
+                None,
+            )?;
         }
         Ok(())
     }
@@ -194,15 +210,19 @@ impl Scrape {
     /// The names that dashboards and load testers of another server scrape. They carry no `_total`, so their type is
     /// unknown to OpenMetrics.
     fn encode_triton_names(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let metrics: [(&str, &str, fn(&ModelSample) -> u64); 9] = [
+        let metrics: [Described<fn(&ModelSample) -> u64>; 9] = [
             ("nv_inference_request_success", "Answered requests", |m| m.stats.success.count),
             ("nv_inference_count", "Rows answered", |m| m.stats.inference_count),
             ("nv_inference_exec_count", "Batches executed", |m| m.stats.execution_count),
             ("nv_inference_pending_request_count", "Requests that wait", |m| m.queue_depth as u64),
             ("nv_inference_request_duration_us", "End to end, cumulative", |m| micros(m.stats.success.time)),
             ("nv_inference_queue_duration_us", "In the queue, cumulative", |m| micros(m.stats.queue.time)),
-            ("nv_inference_compute_input_duration_us", "Preparing, cumulative", |m| micros(m.stats.compute_input.time)),
-            ("nv_inference_compute_infer_duration_us", "Executing, cumulative", |m| micros(m.stats.compute_infer.time)),
+            ("nv_inference_compute_input_duration_us", "Preparing, cumulative", |m| {
+                micros(m.stats.compute_input.time)
+            }),
+            ("nv_inference_compute_infer_duration_us", "Executing, cumulative", |m| {
+                micros(m.stats.compute_infer.time)
+            }),
             ("nv_inference_compute_output_duration_us", "Handing out, cumulative", |m| {
                 micros(m.stats.compute_output.time)
             }),
@@ -235,7 +255,9 @@ impl Scrape {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         self.models.iter().try_for_each(|model| {
             let count = value(&model.stats);
-            family.encode_family(&Labels { model, extra: None })?.encode_counter::<NoLabelSet, _, u64>(&count, None)
+            family
+                .encode_family(&Labels { model, extra: None })?
+                .encode_counter::<NoLabelSet, _, u64>(&count, None)
         })
     }
 
@@ -280,7 +302,8 @@ mod tests {
             queue_depth: 3,
             memory_bytes: 10,
         };
-        let text = encode(ServerSample { version: "9".into(), ..ServerSample::default() }, vec![model]).unwrap();
+        let text =
+            encode(ServerSample { version: "9".into(), ..ServerSample::default() }, vec![model]).unwrap();
         for line in [
             "sconce_build_info{version=\"9\"} 1",
             "sconce_rows_total{model=\"we\\\"ird\",version=\"1\"} 7",

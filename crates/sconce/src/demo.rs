@@ -53,7 +53,7 @@ struct Case {
 }
 
 pub(crate) fn run(args: Args) -> Outcome {
-    sconce_telemetry::logs::init(sconce_telemetry::logs::Format::Auto, LevelFilter::WARN);
+    sconce_server::logs::init(sconce_server::logs::Format::Auto, LevelFilter::WARN);
     let folder = tempfile::Builder::new().prefix("sconce-demo-").tempdir()?;
     for (file, bytes) in FILES {
         let path = folder.path().join(MODEL).join(file);
@@ -64,7 +64,10 @@ pub(crate) fn run(args: Args) -> Outcome {
         let mut signals = Signals::listen()?;
         let started = Instant::now();
         let server = start(&args, folder.path()).await?;
-        println!("Serving {MODEL} (versions 1 and 2), identity and add_sub: ready after {:.0?}.\n", started.elapsed());
+        println!(
+            "Serving {MODEL} (versions 1 and 2), identity and add_sub: ready after {:.0?}.\n",
+            started.elapsed()
+        );
         show(server.addresses()).await?;
         if !args.once {
             print_next_steps(server.addresses());
@@ -124,7 +127,8 @@ async fn show(addresses: Addresses) -> Result<(), Failure> {
 
     let mut rows = Vec::new();
     for (version, run) in &runs {
-        let right = run.answers.iter().zip(cases.iter()).filter(|((label, _), case)| *label == case.truth).count();
+        let right =
+            run.answers.iter().zip(cases.iter()).filter(|((label, _), case)| *label == case.truth).count();
         let mut latencies = run.latencies.clone();
         latencies.sort_unstable();
         let percentile = |p: usize| {
@@ -141,7 +145,10 @@ async fn show(addresses: Addresses) -> Result<(), Failure> {
             batch_sizes(&client, version).await?,
         ]);
     }
-    println!("{}", table::render(&["version", "right", "accuracy", "p50", "p90", "p99", "batches (rows×count)"], &rows));
+    println!(
+        "{}",
+        table::render(&["version", "right", "accuracy", "p50", "p90", "p99", "batches (rows×count)"], &rows)
+    );
     Ok(())
 }
 
@@ -151,7 +158,11 @@ struct Run {
     latencies: Vec<Duration>,
 }
 
-async fn ask_all(client: &Arc<Client>, cases: &Arc<Vec<Case>>, version: &'static str) -> Result<Run, Failure> {
+async fn ask_all(
+    client: &Arc<Client>,
+    cases: &Arc<Vec<Case>>,
+    version: &'static str,
+) -> Result<Run, Failure> {
     let mut tasks = JoinSet::new();
     for lane in 0..IN_FLIGHT {
         let (client, cases) = (Arc::clone(client), Arc::clone(cases));
@@ -238,6 +249,10 @@ mod tests {
     fn the_embedded_data_is_whole() {
         let cases = holdout().unwrap();
         assert_eq!(cases.len(), 171);
-        assert!(cases.iter().all(|case| case.features.len() == 30 && ["malignant", "benign"].contains(&&*case.truth)));
+        assert!(
+            cases
+                .iter()
+                .all(|case| case.features.len() == 30 && ["malignant", "benign"].contains(&&*case.truth))
+        );
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 pub(crate) struct Args {
     /// The model's name
     model: String,
-    /// An input as NAME=JSON, nested arrays giving the shape: x=[[1,2],[3,4]]; NAME=@FILE reads the JSON from a file
+    /// An input as NAME=JSON, nested arrays giving the shape: `x=[[1,2],[3,4]]`; NAME=@FILE reads the JSON from a file
     #[arg(long, short, value_name = "NAME=JSON", required_unless_present = "text")]
     input: Vec<String>,
     /// Text for a model that takes `text`; may be given several times
@@ -44,11 +44,14 @@ pub(crate) fn run(args: Args) -> Outcome {
             request = request.deadline(Duration::from_millis(ms));
         }
         for input in &args.input {
-            let (name, text) = input.split_once('=').ok_or_else(|| format!("expected NAME=JSON, got {input:?}"))?;
+            let (name, text) =
+                input.split_once('=').ok_or_else(|| format!("expected NAME=JSON, got {input:?}"))?;
             let datatype = input_datatype(&config, name)?;
             let text = match text.strip_prefix('@') {
                 None => text.to_owned(),
-                Some(file) => std::fs::read_to_string(file).map_err(|e| format!("cannot read {file}: {e}"))?,
+                Some(file) => {
+                    std::fs::read_to_string(file).map_err(|e| format!("cannot read {file}: {e}"))?
+                }
             };
             let value = serde_json::from_str(&text).map_err(|e| format!("input {name}: not JSON: {e}"))?;
             let tensor = to_tensor(datatype, &value).map_err(|e| format!("input {name}: {e}"))?;
@@ -80,7 +83,8 @@ pub(crate) fn run(args: Args) -> Outcome {
 /// The datatype of an input, of whatever form.
 fn input_datatype(config: &ModelConfig, name: &str) -> Result<DataType, Failure> {
     let first = config.input.iter().find(|input| input.name == name);
-    let first = first.map(|input| input.data_type().as_str_name().trim_start_matches("TYPE_").replace("STRING", "BYTES"));
+    let first = first
+        .map(|input| input.data_type().as_str_name().trim_start_matches("TYPE_").replace("STRING", "BYTES"));
     let other = config.parameters.get(&format!("input.{name}"));
     let other = other.and_then(|text| text.string_value.split(' ').next()).map(str::to_owned);
     first.or(other).and_then(|datatype| DataType::from_name(&datatype)).ok_or_else(|| {
@@ -104,7 +108,12 @@ fn to_tensor(datatype: DataType, value: &Value) -> Result<Tensor, Failure> {
     Ok(Tensor::new(datatype, shape, data.into())?)
 }
 
-fn write_elements(datatype: DataType, value: &Value, shape: &[usize], data: &mut Vec<u8>) -> Result<(), Failure> {
+fn write_elements(
+    datatype: DataType,
+    value: &Value,
+    shape: &[usize],
+    data: &mut Vec<u8>,
+) -> Result<(), Failure> {
     match (value, shape) {
         (Value::Array(items), [len, inner @ ..]) if items.len() == *len => {
             items.iter().try_for_each(|item| write_elements(datatype, item, inner, data))

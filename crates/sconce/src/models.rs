@@ -31,7 +31,8 @@ async fn list(client: &Client) -> sconce_client::Result<()> {
         println!("the server knows no model");
         return Ok(());
     }
-    let rows: Vec<_> = index.into_iter().map(|model| vec![model.name, model.version, model.state, model.reason]).collect();
+    let rows: Vec<_> =
+        index.into_iter().map(|model| vec![model.name, model.version, model.state, model.reason]).collect();
     print!("{}", table::render(&["model", "version", "state", "reason"], &rows));
     Ok(())
 }
@@ -49,7 +50,8 @@ async fn show(client: &Client, name: &str, version: &str) -> sconce_client::Resu
         let kind = if input.optional { "input (optional)" } else { "input" };
         (kind, &input.name, input.data_type(), &input.dims)
     });
-    let outputs = config.output.iter().map(|output| ("output", &output.name, output.data_type(), &output.dims));
+    let outputs =
+        config.output.iter().map(|output| ("output", &output.name, output.data_type(), &output.dims));
     let rows: Vec<_> = inputs
         .chain(outputs)
         .map(|(kind, name, datatype, dims)| {

@@ -44,7 +44,9 @@ const BAD_CONFIGURATION: u8 = 2;
 pub(crate) fn run(args: Args) -> Outcome {
     let text = match &args.config {
         None => String::new(),
-        Some(file) => std::fs::read_to_string(file).map_err(|e| format!("cannot read {}: {e}", file.display()))?,
+        Some(file) => {
+            std::fs::read_to_string(file).map_err(|e| format!("cannot read {}: {e}", file.display()))?
+        }
     };
     let config = match ServerConfig::read(&text, std::env::vars(), args.flags()) {
         Ok(config) => config,
@@ -54,8 +56,8 @@ pub(crate) fn run(args: Args) -> Outcome {
         }
     };
     // Both were checked with the configuration.
-    let level = sconce_telemetry::logs::parse_level(&config.log.level)?;
-    sconce_telemetry::logs::init(config.log.format.parse()?, level);
+    let level = sconce_server::logs::parse_level(&config.log.level)?;
+    sconce_server::logs::init(config.log.format.parse()?, level);
     runtime()?.block_on(async {
         let mut signals = Signals::listen()?;
         let server = tokio::select! {

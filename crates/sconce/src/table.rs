@@ -6,9 +6,11 @@ pub(crate) fn render(header: &[&str], rows: &[Vec<String>]) -> String {
     };
     let numeric = |column: usize| {
         let mut cells = rows.iter().filter_map(|row| row.get(column)).peekable();
-        cells.peek().is_some() && cells.all(|cell| cell.trim_end_matches([' ', '%', 'm', 's', 'µ']).parse::<f64>().is_ok())
+        cells.peek().is_some()
+            && cells.all(|cell| cell.trim_end_matches([' ', '%', 'm', 's', 'µ']).parse::<f64>().is_ok())
     };
-    let columns: Vec<(usize, bool)> = (0..header.len()).map(|column| (width(column), numeric(column))).collect();
+    let columns: Vec<(usize, bool)> =
+        (0..header.len()).map(|column| (width(column), numeric(column))).collect();
     let line = |cells: Vec<&str>| {
         let cells = cells.into_iter().zip(&columns).map(|(cell, &(width, numeric))| {
             if numeric { format!("{cell:>width$}") } else { format!("{cell:<width$}") }

@@ -27,11 +27,16 @@ pub(crate) fn run(args: &Args) -> Outcome {
     } else {
         let discovery = sconce_candle::discover(&args.path)?;
         discovery.problems.iter().for_each(|problem| println!("✗ {problem}"));
-        let named = |found: sconce_candle::Found| (format!("{} version {}", found.name, found.version), found.dir);
+        let named =
+            |found: sconce_candle::Found| (format!("{} version {}", found.name, found.version), found.dir);
         (discovery.found.into_iter().map(named).collect(), discovery.problems.len())
     };
     if packages.is_empty() && problems == 0 {
-        return Err(format!("{}: no model here: expected NAME/VERSION/ or a model's files", args.path.display()).into());
+        return Err(format!(
+            "{}: no model here: expected NAME/VERSION/ or a model's files",
+            args.path.display()
+        )
+        .into());
     }
     for (name, dir) in packages {
         problems += check(&name, &dir, args.device);

@@ -1,7 +1,9 @@
 //! From untrusted messages to valid values, and back. Nothing unchecked passes this line.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use sconce_core::{DataType, Error, ErrorCode, InferOutput, Result, Signature, Tensor, TensorSpec, abbreviate};
+use sconce_core::{
+    DataType, Error, ErrorCode, InferOutput, Result, Signature, Tensor, TensorSpec, abbreviate,
+};
 use sconce_proto::inference::infer_parameter::ParameterChoice;
 use sconce_proto::inference::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use sconce_proto::inference::model_infer_response::InferOutputTensor;
@@ -104,9 +106,7 @@ fn refuse_shared_memory(parameters: &Parameters) -> Result<()> {
 
 fn tensor(input: InferInputTensor, raw: Option<Bytes>) -> Result<(String, Tensor)> {
     let InferInputTensor { name, datatype, shape, parameters, contents } = input;
-    let named = |error: Error| {
-        Error::new(error.code(), format!("input `{}`: {error}", abbreviate(&name)))
-    };
+    let named = |error: Error| Error::new(error.code(), format!("input `{}`: {error}", abbreviate(&name)));
     refuse_shared_memory(&parameters).map_err(named)?;
     let datatype = DataType::from_name(&datatype)
         .ok_or_else(|| named(Error::invalid(format!("unknown datatype {:?}", abbreviate(&datatype)))))?;
@@ -125,7 +125,10 @@ const MAX_DIMENSIONS: usize = 16;
 
 fn dimensions(shape: &[i64]) -> Result<Vec<usize>> {
     if shape.len() > MAX_DIMENSIONS {
-        return Err(Error::invalid(format!("expected at most {MAX_DIMENSIONS} dimensions, got {}", shape.len())));
+        return Err(Error::invalid(format!(
+            "expected at most {MAX_DIMENSIONS} dimensions, got {}",
+            shape.len()
+        )));
     }
     let dimension = |&dim: &i64| {
         usize::try_from(dim).map_err(|_| Error::invalid(format!("shape {shape:?} has a negative dimension")))
@@ -254,7 +257,10 @@ impl Wanted {
         } else {
             let select = |wanted: &WantedOutput| {
                 let (index, spec) = output_spec(signature, &wanted.name)?;
-                let tensor = output.tensors.get(index).ok_or_else(|| Error::internal("the model gave too few outputs"))?;
+                let tensor = output
+                    .tensors
+                    .get(index)
+                    .ok_or_else(|| Error::internal("the model gave too few outputs"))?;
                 let tensor = match wanted.classes {
                     None => tensor.clone(),
                     Some(classes) => best_classes(tensor, classes, spec.labels.as_deref())?,
@@ -328,7 +334,8 @@ fn typed_contents(tensor: &Tensor) -> InferTensorContents {
         DataType::Fp32 => contents.fp32_contents = widen(data, f32::from_le_bytes),
         DataType::Fp64 => contents.fp64_contents = widen(data, f64::from_le_bytes),
         DataType::Bytes => {
-            contents.bytes_contents = tensor.bytes_elements().map(|element| tensor.data().slice_ref(element)).collect();
+            contents.bytes_contents =
+                tensor.bytes_elements().map(|element| tensor.data().slice_ref(element)).collect();
         }
         // Never typed: `Wanted::answer` asks `typed_field` first.
         DataType::Fp16 | DataType::Bf16 => {}
@@ -355,7 +362,10 @@ mod tests {
     }
 
     fn raw(datatype: &str, shape: &[i64], data: &[u8]) -> ModelInferRequest {
-        ModelInferRequest { raw_input_contents: vec![Bytes::copy_from_slice(data)], ..message(datatype, shape) }
+        ModelInferRequest {
+            raw_input_contents: vec![Bytes::copy_from_slice(data)],
+            ..message(datatype, shape)
+        }
     }
 
     fn refusal(mut message: ModelInferRequest) -> String {
@@ -399,7 +409,8 @@ mod tests {
             message.inputs[0].contents = Some(contents);
             message
         };
-        let ints = |values: &[i32]| InferTensorContents { int_contents: values.to_vec(), ..Default::default() };
+        let ints =
+            |values: &[i32]| InferTensorContents { int_contents: values.to_vec(), ..Default::default() };
         assert!(refusal(typed("INT8", &[1], ints(&[128]))).contains("out of range"));
         assert!(refusal(typed("INT32", &[3], ints(&[1, 2]))).contains("expected 12 bytes"));
         assert!(refusal(typed("FP32", &[1], ints(&[1]))).contains("travels in fp32_contents"));
@@ -415,8 +426,14 @@ mod tests {
             ("BOOL", InferTensorContents { bool_contents: vec![true, false, true], ..Default::default() }),
             ("INT8", InferTensorContents { int_contents: vec![-128, 0, 127], ..Default::default() }),
             ("INT16", InferTensorContents { int_contents: vec![-32768, 0, 32767], ..Default::default() }),
-            ("INT32", InferTensorContents { int_contents: vec![i32::MIN, 0, i32::MAX], ..Default::default() }),
-            ("INT64", InferTensorContents { int64_contents: vec![i64::MIN, 0, i64::MAX], ..Default::default() }),
+            (
+                "INT32",
+                InferTensorContents { int_contents: vec![i32::MIN, 0, i32::MAX], ..Default::default() },
+            ),
+            (
+                "INT64",
+                InferTensorContents { int64_contents: vec![i64::MIN, 0, i64::MAX], ..Default::default() },
+            ),
             ("UINT8", InferTensorContents { uint_contents: vec![0, 1, 255], ..Default::default() }),
             ("UINT16", InferTensorContents { uint_contents: vec![0, 1, 65535], ..Default::default() }),
             ("UINT32", InferTensorContents { uint_contents: vec![0, 1, u32::MAX], ..Default::default() }),
@@ -440,8 +457,14 @@ mod tests {
             message.parameters.insert(name.into(), InferParameter { parameter_choice: Some(choice) });
             message
         };
-        assert_eq!(request(&mut with("priority", ParameterChoice::Int64Param(1))).unwrap().priority.level(), 1);
-        assert_eq!(request(&mut with("priority", ParameterChoice::Uint64Param(2))).unwrap().priority.level(), 2);
+        assert_eq!(
+            request(&mut with("priority", ParameterChoice::Int64Param(1))).unwrap().priority.level(),
+            1
+        );
+        assert_eq!(
+            request(&mut with("priority", ParameterChoice::Uint64Param(2))).unwrap().priority.level(),
+            2
+        );
         let timeout = request(&mut with("timeout", ParameterChoice::Int64Param(1500))).unwrap().timeout;
         assert_eq!(timeout, Some(Duration::from_micros(1500)));
         assert!(refusal(with("priority", ParameterChoice::Int64Param(-1))).contains("at least 0"));
@@ -454,7 +477,8 @@ mod tests {
 
     #[test]
     fn best_classes_are_ranked_and_labelled() {
-        let data: Vec<u8> = [0.25f32, 0.5, 0.25, 1.0, 0.0, 0.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let data: Vec<u8> =
+            [0.25f32, 0.5, 0.25, 1.0, 0.0, 0.0].iter().flat_map(|v| v.to_le_bytes()).collect();
         let scores = Tensor::new(DataType::Fp32, vec![2, 3], data.into()).unwrap();
         let labels = ["a", "b", "c"].map(str::to_owned);
         let best = best_classes(&scores, 2, Some(&labels)).unwrap();

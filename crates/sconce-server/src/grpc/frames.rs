@@ -17,8 +17,8 @@ use std::time::Duration;
 
 const PREFIX_BYTES: usize = 5;
 
-/// How long a message that has begun may take to arrive: a slow sender must not hold its reservation for ever.
-const ARRIVAL_LIMIT: Duration = Duration::from_secs(60);
+/// How long a message may take to arrive: a slow sender must not hold its reservation, or its call's place, for ever.
+pub(crate) const ARRIVAL_LIMIT: Duration = Duration::from_secs(60);
 
 /// Reads the messages of one call.
 pub(crate) struct MessageReader<B> {
@@ -53,7 +53,10 @@ where
         let compressed = self.chunk.get_u8() != 0;
         let len = self.chunk.get_u32() as usize;
         if compressed {
-            return Err(Error::new(ErrorCode::Unimplemented, "compressed messages are not supported: send identity"));
+            return Err(Error::new(
+                ErrorCode::Unimplemented,
+                "compressed messages are not supported: send identity",
+            ));
         }
         if len > self.max_message_bytes {
             return Err(Error::new(
@@ -61,15 +64,7 @@ where
                 format!("the message has {len} bytes, the limit is {}", self.max_message_bytes),
             ));
         }
-        let reservation = self.budget.try_reserve(len).ok_or_else(|| {
-            Error::new(
-                ErrorCode::ResourceExhausted,
-                format!(
-                    "{len} bytes more would pass the limit of {} bytes of requests in flight: try again later",
-                    self.budget.limit_bytes()
-                ),
-            )
-        })?;
+        let reservation = reserve(&self.budget, len)?;
         if self.chunk.len() >= len {
             return Ok(Some((self.chunk.split_to(len), reservation)));
         }
@@ -116,16 +111,33 @@ fn ended_early() -> Error {
     Error::invalid("the call ended inside a message")
 }
 
-/// Encodes a message with its prefix.
-pub(crate) fn encode(message: &impl Message) -> Bytes {
+/// `len` bytes of the budget.
+fn reserve(budget: &ByteBudget, len: usize) -> Result<Reservation> {
+    budget.try_reserve(len).ok_or_else(|| {
+        let limit = budget.limit_bytes();
+        let message =
+            format!("{len} bytes more would pass the limit of {limit} bytes in flight: try again later");
+        Error::new(ErrorCode::ResourceExhausted, message)
+    })
+}
+
+/// Encodes a message with its prefix. It counts among the bytes in flight as long as the reservation lives: an answer that
+/// nobody reads is held like a request.
+///
+/// # Errors
+/// `ResourceExhausted` over the budget, `Internal` for more than a message can carry.
+pub(crate) fn encode(message: &impl Message, budget: &ByteBudget) -> Result<(Bytes, Reservation)> {
     let len = message.encoded_len();
+    if i32::try_from(len).is_err() {
+        return Err(Error::internal(format!("the answer has {len} bytes, more than a message can carry")));
+    }
+    let reservation = reserve(budget, len)?;
     let mut buffer = BytesMut::with_capacity(PREFIX_BYTES + len);
     buffer.extend_from_slice(&[0]);
-    // Beyond 4 GiB the prefix cannot say the length; `convert` refuses such answers long before.
     buffer.extend_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes());
     // The buffer has room: encoding into it cannot fail.
     let _ = message.encode(&mut buffer);
-    buffer.freeze()
+    Ok((buffer.freeze(), reservation))
 }
 
 /// The trailers of a call that went well.
@@ -135,15 +147,16 @@ pub(crate) fn ok_trailers() -> HeaderMap {
     trailers
 }
 
-/// The body of a unary answer: one message, then the trailers.
+/// The body of a unary answer: one message, then the trailers. Its share of the budget is held until it was taken up.
 pub(crate) struct UnaryBody {
     message: Option<Bytes>,
     trailers: Option<HeaderMap>,
+    _reservation: Reservation,
 }
 
 impl UnaryBody {
-    pub(crate) fn new(message: Bytes) -> Self {
-        Self { message: Some(message), trailers: Some(ok_trailers()) }
+    pub(crate) fn new((message, reservation): (Bytes, Reservation)) -> Self {
+        Self { message: Some(message), trailers: Some(ok_trailers()), _reservation: reservation }
     }
 }
 
@@ -170,7 +183,10 @@ mod tests {
     use futures_util::stream;
     use http_body_util::StreamBody;
 
-    fn reader(chunks: Vec<Vec<u8>>, budget: &ByteBudget) -> MessageReader<impl Body<Data = Bytes, Error = Infallible> + Unpin> {
+    fn reader(
+        chunks: Vec<Vec<u8>>,
+        budget: &ByteBudget,
+    ) -> MessageReader<impl Body<Data = Bytes, Error = Infallible> + Unpin> {
         let frames = chunks.into_iter().map(|chunk| Ok(Frame::data(Bytes::from(chunk))));
         MessageReader::new(StreamBody::new(stream::iter(frames)), budget.clone(), 100)
     }

@@ -4,7 +4,7 @@
 use crate::dispatch::{self, Job};
 use crate::door::Door;
 use crate::grpc::convert;
-use crate::grpc::frames::{self, MessageReader, UnaryBody};
+use crate::grpc::frames::{self, ARRIVAL_LIMIT, MessageReader, UnaryBody};
 use crate::grpc::status;
 use bytes::Bytes;
 use futures_util::stream::{self, Stream, StreamExt as _};
@@ -14,7 +14,9 @@ use http_body_util::StreamBody;
 use prost::Message as _;
 use sconce_core::{Error, ErrorCode, PredictionId, Reservation, Result};
 use sconce_proto::inference::infer_parameter::ParameterChoice;
-use sconce_proto::inference::{InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse};
+use sconce_proto::inference::{
+    InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse,
+};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,12 +31,12 @@ where
     B::Error: std::error::Error + Send + Sync + 'static,
 {
     match infer_unary(door, request).await {
-        Ok(message) => respond(tonic::body::Body::new(UnaryBody::new(message))),
+        Ok(answer) => respond(tonic::body::Body::new(UnaryBody::new(answer))),
         Err(error) => refuse(&error),
     }
 }
 
-async fn infer_unary<B>(door: &Door, request: Request<B>) -> Result<Bytes>
+async fn infer_unary<B>(door: &Door, request: Request<B>) -> Result<(Bytes, Reservation)>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + Send + Sync + 'static,
@@ -43,16 +45,11 @@ where
     let (head, body) = request.into_parts();
     let deadline = call_deadline(&head.headers, arrived_at)?;
     let mut reader = MessageReader::new(body, door.budget.clone(), door.limits.max_message_bytes);
-    let message = match deadline {
-        None => reader.next().await?,
-        Some(at) => {
-            let in_time = tokio::time::timeout_at(at.into(), reader.next()).await;
-            in_time.unwrap_or_else(|_| Err(Error::deadline_exceeded()))?
-        }
-    };
+    let arrive_by = deadline.into_iter().chain(arrived_at.checked_add(ARRIVAL_LIMIT)).min();
+    let message = dispatch::within(arrive_by, reader.next()).await??;
     let (message, reservation) = message.ok_or_else(|| Error::invalid("the call carries no message"))?;
     let response = infer(door, decode(message)?, reservation, arrived_at, deadline).await?;
-    Ok(frames::encode(&response))
+    frames::encode(&response, &door.budget)
 }
 
 /// Answers one `ModelStreamInfer` call: reads requests and gives replies, in order, until the caller ends the stream.
@@ -97,12 +94,17 @@ where
 
 /// Replies as frames of the answer, closed by the trailers. The first error ends the stream.
 fn framed(
-    replies: impl Stream<Item = Result<ModelStreamInferResponse>> + Send,
+    replies: impl Stream<Item = Result<(Bytes, Reservation)>> + Send,
 ) -> impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Send {
-    stream::unfold(Some(Box::pin(replies)), |replies| async move {
-        let mut replies = replies?;
-        let trailers = match replies.next().await {
-            Some(Ok(reply)) => return Some((Ok(Frame::data(frames::encode(&reply))), Some(replies))),
+    // A reply's reservation is kept until the next one is asked for: until it was taken up.
+    stream::unfold(Some((Box::pin(replies), None)), |state| async move {
+        let (mut replies, taken_up) = state?;
+        let next = replies.next().await;
+        drop(taken_up);
+        let trailers = match next {
+            Some(Ok((reply, reservation))) => {
+                return Some((Ok(Frame::data(reply)), Some((replies, Some(reservation)))));
+            }
             Some(Err(error)) => {
                 let mut trailers = HeaderMap::new();
                 // Status trailers are plain text: they always make valid headers.
@@ -120,7 +122,7 @@ async fn stream_reply(
     message: Result<(Bytes, Reservation)>,
     deadline: Option<Instant>,
     errors_end_the_stream: bool,
-) -> Result<ModelStreamInferResponse> {
+) -> Result<(Bytes, Reservation)> {
     let arrived_at = Instant::now();
     let (message, reservation) = message?;
     let request = decode(message)?;
@@ -135,7 +137,7 @@ async fn stream_reply(
     };
     let last = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
     response.parameters.insert("triton_final_response".to_owned(), last);
-    Ok(ModelStreamInferResponse { error_message, infer_response: Some(response) })
+    frames::encode(&ModelStreamInferResponse { error_message, infer_response: Some(response) }, &door.budget)
 }
 
 /// One request, from the message to the message.
@@ -173,10 +175,6 @@ async fn infer(
     let prediction_id = InferParameter { parameter_choice: Some(prediction_id) };
     response.parameters.insert("prediction_id".to_owned(), prediction_id);
     request.wanted.answer(served.signature(), output, &mut response)?;
-    let response_bytes = response.encoded_len();
-    if response_bytes > i32::MAX as usize {
-        return Err(Error::internal(format!("the answer has {response_bytes} bytes, more than a message can carry")));
-    }
     Ok(response)
 }
 
@@ -199,9 +197,10 @@ pub(crate) fn refuse(error: &Error) -> Response<tonic::body::Body> {
 /// When the caller stops waiting, from `grpc-timeout`: up to eight digits and a unit.
 fn call_deadline(headers: &HeaderMap, arrived_at: Instant) -> Result<Option<Instant>> {
     let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
-    let timeout = value.to_str().ok().and_then(parse_timeout).ok_or_else(|| {
-        Error::invalid("grpc-timeout: expected one to eight digits and one of H M S m u n")
-    })?;
+    let timeout =
+        value.to_str().ok().and_then(parse_timeout).ok_or_else(|| {
+            Error::invalid("grpc-timeout: expected one to eight digits and one of H M S m u n")
+        })?;
     // A deadline beyond what the clock can say is none.
     Ok(arrived_at.checked_add(timeout))
 }

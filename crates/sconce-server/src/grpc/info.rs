@@ -1,10 +1,12 @@
 //! Every RPC but inference: what the server and its models are, how they did, and the control calls.
 
-use crate::door::Door;
+use crate::door::{Change, Door};
 use crate::grpc::Role;
 use crate::grpc::status;
 use crate::models::{Served, State};
-use sconce_core::{DataType, DeviceId, FailReason, ModelStats, Signature, TensorSpec, Total, abbreviate, display_shape};
+use sconce_core::{
+    DataType, DeviceId, FailReason, ModelStats, Signature, TensorSpec, Total, abbreviate, display_shape,
+};
 use sconce_proto::inference as pb;
 use sconce_proto::inference::grpc_inference_service_server::GrpcInferenceService;
 use sconce_proto::inference::log_settings_request::setting_value::ParameterChoice;
@@ -35,7 +37,7 @@ pub(crate) struct Info {
 impl Info {
     fn control_only(&self, call: &str) -> Result<(), Status> {
         match &self.role {
-            Role::Control { .. } => Ok(()),
+            Role::Control => Ok(()),
             Role::Inference { control } => {
                 Err(Status::permission_denied(format!("{call} is served on the control listener, {control}")))
             }
@@ -72,7 +74,10 @@ impl GrpcInferenceService for Info {
         }
     }
 
-    async fn server_metadata(&self, _: Request<pb::ServerMetadataRequest>) -> Answer<pb::ServerMetadataResponse> {
+    async fn server_metadata(
+        &self,
+        _: Request<pb::ServerMetadataRequest>,
+    ) -> Answer<pb::ServerMetadataResponse> {
         answer(pb::ServerMetadataResponse {
             name: "sconce".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -97,7 +102,10 @@ impl GrpcInferenceService for Info {
         })
     }
 
-    async fn model_config(&self, request: Request<pb::ModelConfigRequest>) -> Answer<pb::ModelConfigResponse> {
+    async fn model_config(
+        &self,
+        request: Request<pb::ModelConfigRequest>,
+    ) -> Answer<pb::ModelConfigResponse> {
         let pb::ModelConfigRequest { name, version } = request.into_inner();
         let served = self.route(&name, &version)?;
         answer(pb::ModelConfigResponse { config: Some(model_config(&served)) })
@@ -115,7 +123,8 @@ impl GrpcInferenceService for Info {
             (name.is_empty() || served.name.as_str() == name)
                 && (version.is_empty() || served.version_text == version)
         };
-        let model_stats = self.door.models.ready().filter(wanted).map(|served| model_statistics(&served)).collect();
+        let model_stats =
+            self.door.models.ready().filter(wanted).map(|served| model_statistics(&served)).collect();
         answer(pb::ModelStatisticsResponse { model_stats })
     }
 
@@ -126,7 +135,9 @@ impl GrpcInferenceService for Info {
         let pb::RepositoryIndexRequest { repository_name, ready } = request.into_inner();
         if !repository_name.is_empty() {
             let name = abbreviate(&repository_name);
-            return Err(Status::not_found(format!("unknown repository {name:?}: there is one, without a name")));
+            return Err(Status::not_found(format!(
+                "unknown repository {name:?}: there is one, without a name"
+            )));
         }
         let index = self.door.models.index().into_iter();
         let models = index.filter(|(_, _, state)| !ready || matches!(state, State::Ready(_)));
@@ -150,12 +161,12 @@ impl GrpcInferenceService for Info {
         let pb::RepositoryModelLoadRequest { repository_name, model_name, parameters } = request.into_inner();
         if let Some(parameter) = parameters.keys().next() {
             let parameter = abbreviate(parameter);
-            return Err(Status::unimplemented(format!("load parameter {parameter:?}: the folder alone says what a model is")));
+            return Err(Status::unimplemented(format!(
+                "load parameter {parameter:?}: the folder alone says what a model is"
+            )));
         }
         let model_name = target(repository_name, model_name)?;
-        let loaded = self.door.models.load(&model_name).await;
-        self.door.report_health().await;
-        loaded.map_err(|error| status::of(&error))?;
+        self.door.change(Change::Load(model_name.clone())).await.map_err(|error| status::of(&error))?;
         answer(pb::RepositoryModelLoadResponse { model_name, is_loaded: true })
     }
 
@@ -167,9 +178,7 @@ impl GrpcInferenceService for Info {
         // `unload_dependents` is the one parameter clients send, and no model has dependents.
         let pb::RepositoryModelUnloadRequest { repository_name, model_name, .. } = request.into_inner();
         let model_name = target(repository_name, model_name)?;
-        let unloaded = self.door.models.unload(&model_name).await;
-        self.door.report_health().await;
-        unloaded.map_err(|error| status::of(&error))?;
+        self.door.change(Change::Unload(model_name.clone())).await.map_err(|error| status::of(&error))?;
         answer(pb::RepositoryModelUnloadResponse { model_name, is_unloaded: true })
     }
 
@@ -221,11 +230,15 @@ impl GrpcInferenceService for Info {
         Err(Status::unimplemented("trace settings are not served"))
     }
 
-    async fn log_settings(&self, request: Request<pb::LogSettingsRequest>) -> Answer<pb::LogSettingsResponse> {
+    async fn log_settings(
+        &self,
+        request: Request<pb::LogSettingsRequest>,
+    ) -> Answer<pb::LogSettingsResponse> {
         self.control_only("LogSettings")?;
         let settings = request.into_inner().settings;
         if !settings.is_empty() {
-            let level = log_level(sconce_telemetry::logs::level(), &settings).map_err(Status::invalid_argument)?;
+            let level =
+                log_level(sconce_telemetry::logs::level(), &settings).map_err(Status::invalid_argument)?;
             sconce_telemetry::logs::set_level(level);
             tracing::info!(%level, "the log level was changed");
         }
@@ -349,19 +362,22 @@ fn model_config(served: &Served) -> pb::ModelConfig {
             gpus,
             kind: kind.into(),
         }],
-        scheduling_choice: Some(pb::model_config::SchedulingChoice::DynamicBatching(pb::ModelDynamicBatching {
-            preferred_batch_size: Vec::new(),
-            max_queue_delay_microseconds: u64::try_from(settings.max_queue_delay.as_micros()).unwrap_or(u64::MAX),
-            preserve_ordering: false,
-            priority_levels: Priority::LEVELS as u64,
-            default_priority_level: Priority::default().level() as u64,
-            default_queue_policy: Some(pb::ModelQueuePolicy {
-                timeout_action: pb::model_queue_policy::TimeoutAction::Reject.into(),
-                default_timeout_microseconds: 0,
-                allow_timeout_override: true,
-                max_queue_size: u32::try_from(settings.queue_depth).unwrap_or(u32::MAX),
-            }),
-        })),
+        scheduling_choice: Some(pb::model_config::SchedulingChoice::DynamicBatching(
+            pb::ModelDynamicBatching {
+                preferred_batch_size: Vec::new(),
+                max_queue_delay_microseconds: u64::try_from(settings.max_queue_delay.as_micros())
+                    .unwrap_or(u64::MAX),
+                preserve_ordering: false,
+                priority_levels: Priority::LEVELS as u64,
+                default_priority_level: Priority::default().level() as u64,
+                default_queue_policy: Some(pb::ModelQueuePolicy {
+                    timeout_action: pb::model_queue_policy::TimeoutAction::Reject.into(),
+                    default_timeout_microseconds: 0,
+                    allow_timeout_override: true,
+                    max_queue_size: u32::try_from(settings.queue_depth).unwrap_or(u32::MAX),
+                }),
+            },
+        )),
         parameters,
         model_transaction_policy: Some(pb::ModelTransactionPolicy { decoupled: false }),
     }
@@ -389,9 +405,10 @@ fn wire_datatype(datatype: DataType) -> pb::DataType {
 fn model_statistics(served: &Served) -> pb::ModelStatistics {
     let stats: ModelStats = served.scheduler.stats();
     let wire = |total: Total| Some(pb::StatisticDuration { count: total.count, ns: nanos(total.time) });
-    let fail = FailReason::ALL.iter().filter_map(|reason| stats.fail.get(reason)).fold(Total::default(), |sum, one| {
-        Total { count: sum.count + one.count, time: sum.time + one.time }
-    });
+    let fail = FailReason::ALL
+        .iter()
+        .filter_map(|reason| stats.fail.get(reason))
+        .fold(Total::default(), |sum, one| Total { count: sum.count + one.count, time: sum.time + one.time });
     let since_epoch = stats.last_inference.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
     let (memory, id) = match served.settings.device {
         DeviceId::Cpu => ("CPU", 0),
@@ -449,7 +466,9 @@ fn log_level(now: LevelFilter, settings: &Settings) -> Result<LevelFilter, Strin
             ("log_verbose_level", Some(ParameterChoice::Uint32Param(verbose))) => {
                 (if *verbose > 1 { LevelFilter::TRACE } else { LevelFilter::DEBUG }, *verbose > 0)
             }
-            ("log_error" | "log_warning" | "log_info", _) => return Err(format!("{name}: expected a boolean")),
+            ("log_error" | "log_warning" | "log_info", _) => {
+                return Err(format!("{name}: expected a boolean"));
+            }
             ("log_verbose_level", _) => return Err(format!("{name}: expected an unsigned integer")),
             _ => {
                 let known = "log_error, log_warning, log_info, log_verbose_level";
@@ -470,7 +489,8 @@ fn log_level(now: LevelFilter, settings: &Settings) -> Result<LevelFilter, Strin
 fn describe_log_level(level: LevelFilter) -> BTreeMap<String, pb::log_settings_response::SettingValue> {
     use pb::log_settings_response::SettingValue;
     use pb::log_settings_response::setting_value::ParameterChoice;
-    let on = |at: LevelFilter| SettingValue { parameter_choice: Some(ParameterChoice::BoolParam(level >= at)) };
+    let on =
+        |at: LevelFilter| SettingValue { parameter_choice: Some(ParameterChoice::BoolParam(level >= at)) };
     let verbose = u32::from(level >= LevelFilter::DEBUG) + u32::from(level >= LevelFilter::TRACE);
     let verbose = SettingValue { parameter_choice: Some(ParameterChoice::Uint32Param(verbose)) };
     BTreeMap::from([

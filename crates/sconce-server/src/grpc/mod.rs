@@ -7,7 +7,10 @@ mod info;
 mod status;
 
 use crate::door::Door;
-use http::{Request, Response};
+use futures_util::{StreamExt as _, stream};
+use http::{HeaderMap, Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, BodyStream, StreamBody};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -24,6 +27,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Service as _;
 use tonic::service::Routes;
@@ -63,6 +67,8 @@ const CONNECTION_WINDOW_BYTES: u32 = 2 << 20;
 const MAX_HEADER_BYTES: u32 = 16 << 10;
 /// Calls in progress on one connection.
 const MAX_CONCURRENT_STREAMS: u32 = 1024;
+/// How long after the drain began an open watch may still report.
+const LAST_WORD: Duration = Duration::from_millis(200);
 /// A peer that does not answer a ping within twice this is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
@@ -112,7 +118,10 @@ impl Listener {
                 }
                 Err(error) => {
                     // Out of file descriptors, most likely: accepting at once again would only spin.
-                    tracing::warn!(error = &error as &dyn std::error::Error, "a connection could not be accepted");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "a connection could not be accepted"
+                    );
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             }
@@ -184,7 +193,9 @@ impl Listener {
         let Ok(permit) = Arc::clone(&self.door.streams).try_acquire_owned() else {
             self.door.refused.fetch_add(1, Ordering::Relaxed);
             let limit = self.door.limits.max_streams;
-            return inference::refuse(&exhausted(format!("the server has {limit} calls in progress, its limit")));
+            return inference::refuse(&exhausted(format!(
+                "the server has {limit} calls in progress, its limit"
+            )));
         };
         match request.uri().path() {
             // Unary: the answer's body is whole when the handler returns, so its place is free then.
@@ -193,16 +204,41 @@ impl Listener {
                 inference::streaming(self.door, request).map(|body| held(body, permit))
             }
             _ => match self.routes.call(request).await {
-                Ok(response) => response.map(|body| held(body, permit)),
+                Ok(response) => {
+                    let draining = self.door.draining.clone();
+                    response.map(|body| held(until_drained(body, draining), permit))
+                }
                 Err(never) => match never {},
             },
         }
     }
 }
 
+/// `body`, ended soon after `draining`: a health watch or a reflection stream, which its client would keep for ever, has
+/// the time to say its last word.
+fn until_drained(body: Body, draining: CancellationToken) -> Body {
+    let drained = async move {
+        draining.cancelled().await;
+        tokio::time::sleep(LAST_WORD).await;
+    };
+    let state = (BodyStream::new(body), Box::pin(drained));
+    Body::new(StreamBody::new(stream::unfold(Some(state), |state| async move {
+        let (mut frames, mut drained) = state?;
+        tokio::select! {
+            biased;
+            frame = frames.next() => Some((frame?, Some((frames, drained)))),
+            () = &mut drained => {
+                let mut trailers = HeaderMap::new();
+                // Status trailers are plain text: they always make valid headers.
+                let _ = Status::unavailable("the server is draining").add_header(&mut trailers);
+                Some((Ok(Frame::trailers(trailers)), None))
+            }
+        }
+    })))
+}
+
 /// `body`, holding `guard` as long as it lives.
 fn held<G: Send + Unpin + 'static>(body: Body, guard: G) -> Body {
-    use http_body_util::BodyExt as _;
     Body::new(body.map_frame(move |frame| {
         let _held = &guard;
         frame

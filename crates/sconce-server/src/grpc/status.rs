@@ -4,9 +4,10 @@ use sconce_core::{Error, ErrorCode};
 use std::error::Error as _;
 use tonic::{Code, Status};
 
-/// The wire status of `error`. Its source chain is logged here, once, and does not leave the server.
+/// The wire status of `error`. Its source chain, if it has one, is logged here and does not leave the server; what fails in
+/// a model is logged by its worker, once a batch.
 pub(crate) fn of(error: &Error) -> Status {
-    if error.code() == ErrorCode::Internal || error.source().is_some() {
+    if error.source().is_some() {
         let chain = std::iter::successors(error.source(), |&cause| cause.source());
         let causes: Vec<String> = chain.map(ToString::to_string).collect();
         tracing::warn!(code = ?error.code(), causes = causes.join(": "), "{error}");
