@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+use proptest::prelude::*;
 use sconce_candle::{Package, Precision};
 use sconce_core::{
     Backend, Batch, DataType, DeviceId, Error, ErrorCode, LoadedModel, ModelInput, Preparation, Tensor,
@@ -119,6 +120,31 @@ fn a_batch_gives_what_its_requests_give_alone_to_the_last_bit() {
         let together = run(&mut *backend, inputs.clone());
         for (input, together) in inputs.into_iter().zip(together) {
             assert_eq!(run(&mut *backend, vec![input])[0], together, "{name}");
+        }
+    }
+}
+
+/// Token ids of a request: rows of one length.
+fn request() -> impl Strategy<Value = Vec<Vec<i64>>> {
+    (1usize..=4, 1usize..=12)
+        .prop_flat_map(|(rows, tokens)| prop::collection::vec(prop::collection::vec(5i64..40, tokens), rows))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn requests_of_any_rows_and_lengths_in_any_order_give_what_they_give_alone(
+        requests in prop::collection::vec(request(), 1..12),
+        family in prop::sample::select(&["bert_embedding", "roberta_embedding", "distilbert_classification"][..]),
+    ) {
+        let model = load(&data(family));
+        let mut backend = model.instance().unwrap();
+        let prepared: Vec<ModelInput> =
+            requests.iter().map(|rows| prepare(&*model, vec![("input_ids", integers(rows))]).unwrap()).collect();
+        let together = run(&mut *backend, prepared.clone());
+        for (input, together) in prepared.into_iter().zip(together) {
+            prop_assert_eq!(&run(&mut *backend, vec![input])[0], &together);
         }
     }
 }

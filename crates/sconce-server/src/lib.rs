@@ -1,6 +1,8 @@
 //! The front door of Sconce: listeners, conversion, dispatch, and the wiring of everything behind it. The only crate that
 //! knows both the wire and the core.
 
+#[doc(hidden)]
+pub mod bench;
 mod config;
 mod dispatch;
 mod door;

@@ -68,8 +68,10 @@ struct Labels<'a> {
     extra: Option<(&'static str, &'a str)>,
 }
 
-/// A metric's name, its help text, and where its value comes from.
-type Described<F> = (&'static str, &'static str, F);
+/// Where a histogram comes from.
+type HistogramOf = fn(&ModelStats) -> &DurationHistogram;
+/// Where a value comes from.
+type ValueOf = fn(&ModelSample) -> u64;
 
 impl EncodeLabelSet for Labels<'_> {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
@@ -162,7 +164,7 @@ impl Scrape {
     }
 
     fn encode_histograms(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let histograms: [Described<fn(&ModelStats) -> &DurationHistogram>; 2] = [
+        let histograms: [(&str, &str, HistogramOf); 2] = [
             ("sconce_request_duration_seconds", "From the front door to the answer", |s| &s.request_latency),
             ("sconce_queue_duration_seconds", "Waiting in the queue", |s| &s.queue_latency),
         ];
@@ -210,7 +212,7 @@ impl Scrape {
     /// The names that dashboards and load testers of another server scrape. They carry no `_total`, so their type is
     /// unknown to OpenMetrics.
     fn encode_triton_names(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let metrics: [Described<fn(&ModelSample) -> u64>; 9] = [
+        let metrics: [(&str, &str, ValueOf); 9] = [
             ("nv_inference_request_success", "Answered requests", |m| m.stats.success.count),
             ("nv_inference_count", "Rows answered", |m| m.stats.inference_count),
             ("nv_inference_exec_count", "Batches executed", |m| m.stats.execution_count),

@@ -1,6 +1,6 @@
 //! The gRPC listeners: accept within bounds, route calls, stop cleanly.
 
-mod convert;
+pub(crate) mod convert;
 mod frames;
 mod inference;
 mod info;
