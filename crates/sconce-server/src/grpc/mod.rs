@@ -9,7 +9,7 @@ mod status;
 use crate::door::Door;
 use futures_util::{StreamExt as _, stream};
 use http::{HeaderMap, Request, Response};
-use http_body::Frame;
+use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt as _, BodyStream, StreamBody};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -217,6 +217,10 @@ impl Listener {
 /// `body`, ended soon after `draining`: a health watch or a reflection stream, which its client would keep for ever, has
 /// the time to say its last word.
 fn until_drained(body: Body, draining: CancellationToken) -> Body {
+    if body.is_end_stream() {
+        // A refusal says its status in the headers, and a body after it would hide that.
+        return body;
+    }
     let drained = async move {
         draining.cancelled().await;
         tokio::time::sleep(LAST_WORD).await;
