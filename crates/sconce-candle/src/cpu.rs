@@ -152,26 +152,10 @@ impl Dense<'_> {
     fn run<S: Simd, const VECTORS: usize>(self, simd: S) {
         let Self { x, weights, bias, act, out } = self;
         let (inner, columns) = (weights.inner, weights.columns);
-        let mut packed = AlignedVec::default();
         for (x, out) in x.chunks(BLOCK_ROWS * inner).zip(out.chunks_mut(BLOCK_ROWS * columns)) {
             let rows = Rows { values: x, stride: inner, count: x.len() / inner, inner };
-            pack_rows::<S>(&rows, &mut packed);
-            multiply::<S, VECTORS>(
-                simd,
-                packed.get(),
-                rows.count,
-                inner,
-                weights.panels.get(),
-                columns,
-                out,
-                columns,
-            );
-            for row in out.chunks_exact_mut(columns) {
-                for (value, bias) in row.iter_mut().zip(bias) {
-                    *value += bias;
-                }
-                activate::<S>(row, act);
-            }
+            let out = Out { values: out, stride: columns, columns };
+            multiply::<S, VECTORS>(simd, &rows, weights.panels.get(), bias, act, out);
         }
     }
 }
@@ -196,55 +180,50 @@ fn tile_rows<S: Simd>(left: usize) -> usize {
     }
 }
 
-/// Interleaves each tile of rows, so that the product reads them in order.
-#[inline(always)]
-fn pack_rows<S: Simd>(rows: &Rows<'_>, packed: &mut AlignedVec) {
-    let packed = packed.sized(rows.count * rows.inner);
-    let mut start = 0;
-    while start < rows.count {
-        let tile = tile_rows::<S>(rows.count - start);
-        let target = &mut packed[start * rows.inner..][..tile * rows.inner];
-        for row in 0..tile {
-            let source = &rows.values[(start + row) * rows.stride..][..rows.inner];
-            for (target, value) in target[row..].iter_mut().step_by(tile).zip(source) {
-                *target = *value;
-            }
-        }
-        start += tile;
-    }
+/// Where a product goes: rows of `columns` values, `stride` apart.
+struct Out<'a> {
+    values: &'a mut [f32],
+    stride: usize,
+    columns: usize,
 }
 
-/// `out` [rows, columns] with rows `out_stride` apart = rows packed by [`pack_rows`] · panels of `columns` in
-/// all.
+/// `out = act(rows · panels + bias)`; an empty `bias` is none.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "a matrix product has this many sizes")]
 fn multiply<S: Simd, const VECTORS: usize>(
     simd: S,
-    packed: &[f32],
-    rows: usize,
-    inner: usize,
+    rows: &Rows<'_>,
     panels: &[f32],
-    columns: usize,
-    out: &mut [f32],
-    out_stride: usize,
+    bias: &[f32],
+    act: Activation,
+    out: Out<'_>,
 ) {
     let width = VECTORS * S::F32_LANES;
-    for (index, panel) in panels.chunks_exact((width * inner).max(1)).enumerate() {
+    for (index, panel) in panels.chunks_exact((width * rows.inner).max(1)).enumerate() {
         let first = index * width;
-        let used = width.min(columns - first);
+        let columns = first..out.columns.min(first + width);
+        let bias = bias.get(columns.clone()).unwrap_or_default();
         let panel = S::as_simd_f32s(panel).0.as_chunks::<VECTORS>().0;
         let mut start = 0;
-        while start < rows {
-            let tile = tile_rows::<S>(rows - start);
-            let left = &packed[start * inner..][..tile * inner];
-            let out = &mut out[start * out_stride + first..];
+        while start < rows.count {
+            let tile = tile_rows::<S>(rows.count - start);
+            let left = &rows.values[start * rows.stride..];
+            let out = Out {
+                values: &mut out.values[start * out.stride + first..],
+                stride: out.stride,
+                columns: columns.len(),
+            };
             match tile {
-                8 => multiply_tile::<S, VECTORS, 8>(simd, left, panel, used, out, out_stride),
-                4 => multiply_tile::<S, VECTORS, 4>(simd, left, panel, used, out, out_stride),
-                2 => multiply_tile::<S, VECTORS, 2>(simd, left, panel, used, out, out_stride),
-                _ => multiply_tile::<S, VECTORS, 1>(simd, left, panel, used, out, out_stride),
+                8 => multiply_tile::<S, VECTORS, 8>(simd, left, rows.stride, panel, bias, out),
+                4 => multiply_tile::<S, VECTORS, 4>(simd, left, rows.stride, panel, bias, out),
+                2 => multiply_tile::<S, VECTORS, 2>(simd, left, rows.stride, panel, bias, out),
+                _ => multiply_tile::<S, VECTORS, 1>(simd, left, rows.stride, panel, bias, out),
             }
             start += tile;
+        }
+        if act != Activation::None {
+            for row in out.values.chunks_mut(out.stride) {
+                activate::<S>(&mut row[columns.clone()], act);
+            }
         }
     }
 }
@@ -253,28 +232,32 @@ fn multiply<S: Simd, const VECTORS: usize>(
 fn multiply_tile<S: Simd, const VECTORS: usize, const ROWS: usize>(
     simd: S,
     left: &[f32],
+    stride: usize,
     panel: &[[S::f32s; VECTORS]],
-    used: usize,
-    out: &mut [f32],
-    out_stride: usize,
+    bias: &[f32],
+    out: Out<'_>,
 ) {
+    let rows: [&[f32]; ROWS] = std::array::from_fn(|row| &left[row * stride..][..panel.len()]);
     let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
-    for (column, vectors) in left.as_chunks::<ROWS>().0.iter().zip(panel) {
+    for (column, vectors) in panel.iter().enumerate() {
         for row in 0..ROWS {
-            let value = simd.splat_f32s(column[row]);
+            let value = simd.splat_f32s(rows[row][column]);
             for vector in 0..VECTORS {
                 sums[row][vector] = simd.mul_add_f32s(value, vectors[vector], sums[row][vector]);
             }
         }
     }
     for (row, sums) in sums.iter().enumerate() {
-        let out = &mut out[row * out_stride..][..used];
-        if used == VECTORS * S::F32_LANES {
+        let out = &mut out.values[row * out.stride..][..out.columns];
+        if out.len() == VECTORS * S::F32_LANES {
             S::as_mut_simd_f32s(out).0.copy_from_slice(sums);
-            continue;
+        } else {
+            for (out, sum) in out.chunks_mut(S::F32_LANES).zip(sums) {
+                simd.partial_store_f32s(out, *sum);
+            }
         }
-        for (out, sum) in out.chunks_mut(S::F32_LANES).zip(sums) {
-            simd.partial_store_f32s(out, *sum);
+        for (out, bias) in out.iter_mut().zip(bias) {
+            *out += bias;
         }
     }
 }
@@ -307,7 +290,6 @@ pub(crate) fn attention(qkv: &[f32], hidden: usize, heads: usize, sequences: &[R
 struct Scratch {
     keys: AlignedVec,
     values: AlignedVec,
-    left: AlignedVec,
     scores: AlignedVec,
 }
 
@@ -352,34 +334,16 @@ impl Attention<'_> {
             for first in (0..tokens).step_by(QUERY_ROWS) {
                 let count = QUERY_ROWS.min(tokens - first);
                 let rows = Rows { values: &qkv[first * stride + query..], stride, count, inner: dim };
-                pack_rows::<S>(&rows, &mut scratch.left);
                 let scores = scratch.scores.sized(count * tokens);
-                multiply::<S, KEY_VECTORS>(
-                    simd,
-                    scratch.left.get(),
-                    count,
-                    dim,
-                    keys,
-                    tokens,
-                    scores,
-                    tokens,
-                );
+                let to = Out { values: scores, stride: tokens, columns: tokens };
+                multiply::<S, KEY_VECTORS>(simd, &rows, keys, &[], Activation::None, to);
                 for row in scores.chunks_exact_mut(tokens) {
                     softmax::<S>(row, scale);
                 }
                 let rows = Rows { values: scores, stride: tokens, count, inner: tokens };
-                pack_rows::<S>(&rows, &mut scratch.left);
                 let out = &mut out[first * hidden + query..];
-                multiply::<S, VALUE_VECTORS>(
-                    simd,
-                    scratch.left.get(),
-                    count,
-                    tokens,
-                    values,
-                    dim,
-                    out,
-                    hidden,
-                );
+                let to = Out { values: out, stride: hidden, columns: dim };
+                multiply::<S, VALUE_VECTORS>(simd, &rows, values, &[], Activation::None, to);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::config::Limits;
 use crate::dispatch::PreparePool;
-use crate::models::{Models, State};
+use crate::models::{Models, State, UNLOADED};
 use sconce_core::{ByteBudget, Error, Result};
 use sconce_telemetry::metrics::{ModelSample, ServerSample};
 use std::sync::Arc;
@@ -66,7 +66,7 @@ impl Door {
             return Err("loading models".to_owned());
         }
         let failed = self.models.index().into_iter().find_map(|(name, version, state)| match state {
-            State::Unavailable(reason) if reason != "unloaded" => {
+            State::Unavailable(reason) if reason != UNLOADED => {
                 Some(format!("{name} version {version}: {reason}"))
             }
             _ => None,

@@ -50,6 +50,9 @@ impl State {
     }
 }
 
+/// Why a version that was unloaded on purpose is unavailable.
+pub(crate) const UNLOADED: &str = "unloaded";
+
 type Versions = BTreeMap<ModelVersion, State>;
 type Table = HashMap<ModelName, Versions>;
 
@@ -180,6 +183,10 @@ impl Models {
         let (sources, _) = self.sources().await?;
         let sources: Vec<_> = sources.into_iter().filter(|(found, _, _)| *found == name).collect();
         if sources.is_empty() {
+            // What is no longer there cannot be loaded, and if it was never served it is not missed either.
+            for version in self.unready_versions(&name) {
+                self.set(&name, version, None);
+            }
             return Err(Error::new(ErrorCode::NotFound, format!("there is no model `{name}` to load")));
         }
         let vanished: Vec<ModelVersion> = {
@@ -226,9 +233,15 @@ impl Models {
                 draining.push((version, served.gone.clone()));
             }
         }
+        // One that could not be loaded is given up.
+        for version in self.unready_versions(&name) {
+            if !draining.iter().any(|(other, _)| *other == version) {
+                self.set(&name, version, Some(State::Unavailable(UNLOADED.to_owned())));
+            }
+        }
         for (version, gone) in draining {
             gone.cancelled().await;
-            self.set(&name, version, Some(State::Unavailable("unloaded".to_owned())));
+            self.set(&name, version, Some(State::Unavailable(UNLOADED.to_owned())));
             tracing::info!(model = %name, %version, "unloaded");
         }
         Ok(())
@@ -250,6 +263,12 @@ impl Models {
         if let Err(error) = join.await {
             tracing::error!(error = &error as &dyn std::error::Error, "the workers could not be joined");
         }
+    }
+
+    fn unready_versions(&self, name: &ModelName) -> Vec<ModelVersion> {
+        let table = self.table.load();
+        let versions = table.get(name).into_iter().flatten();
+        versions.filter(|(_, state)| !matches!(state, State::Ready(_))).map(|(version, _)| *version).collect()
     }
 
     fn state(&self, name: &ModelName, version: ModelVersion) -> Option<State> {

@@ -126,7 +126,7 @@ fn reserve(budget: &ByteBudget, len: usize) -> Result<Reservation> {
 ///
 /// # Errors
 /// `ResourceExhausted` over the budget, `Internal` for more than a message can carry.
-pub(crate) fn encode(message: &impl Message, budget: &ByteBudget) -> Result<(Bytes, Reservation)> {
+pub(crate) fn encode(message: &impl Message, budget: &ByteBudget) -> Result<Outgoing> {
     let len = message.encoded_len();
     if i32::try_from(len).is_err() {
         return Err(Error::internal(format!("the answer has {len} bytes, more than a message can carry")));
@@ -137,7 +137,7 @@ pub(crate) fn encode(message: &impl Message, budget: &ByteBudget) -> Result<(Byt
     buffer.extend_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes());
     // The buffer has room: encoding into it cannot fail.
     let _ = message.encode(&mut buffer);
-    Ok((buffer.freeze(), reservation))
+    Ok(Outgoing { message: buffer.freeze(), _reservation: reservation })
 }
 
 /// The trailers of a call that went well.
@@ -147,16 +147,33 @@ pub(crate) fn ok_trailers() -> HeaderMap {
     trailers
 }
 
-/// The body of a unary answer: one message, then the trailers. Its share of the budget is held until it was taken up.
-pub(crate) struct UnaryBody {
-    message: Option<Bytes>,
-    trailers: Option<HeaderMap>,
+/// The most bytes of an answer that are handed over at once. The next piece is asked for when there is room for it, so this
+/// is what an answer nobody reads holds beyond its reservation once it was dropped.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// An encoded message on its way out, in pieces.
+pub(crate) struct Outgoing {
+    message: Bytes,
     _reservation: Reservation,
 }
 
+impl Outgoing {
+    /// The next piece; `None` after the last one was taken up.
+    pub(crate) fn next_piece(&mut self) -> Option<Bytes> {
+        let piece = self.message.split_to(self.message.len().min(PIECE_BYTES));
+        (!piece.is_empty()).then_some(piece)
+    }
+}
+
+/// The body of a unary answer: one message, then the trailers.
+pub(crate) struct UnaryBody {
+    message: Option<Outgoing>,
+    trailers: Option<HeaderMap>,
+}
+
 impl UnaryBody {
-    pub(crate) fn new((message, reservation): (Bytes, Reservation)) -> Self {
-        Self { message: Some(message), trailers: Some(ok_trailers()), _reservation: reservation }
+    pub(crate) fn new(message: Outgoing) -> Self {
+        Self { message: Some(message), trailers: Some(ok_trailers()) }
     }
 }
 
@@ -168,8 +185,14 @@ impl Body for UnaryBody {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let message = self.message.take().map(Frame::data);
-        Poll::Ready(message.or_else(|| self.trailers.take().map(Frame::trailers)).map(Ok))
+        let frame = match self.message.as_mut().and_then(Outgoing::next_piece) {
+            Some(piece) => Some(Frame::data(piece)),
+            None => {
+                self.message = None;
+                self.trailers.take().map(Frame::trailers)
+            }
+        };
+        Poll::Ready(frame.map(Ok))
     }
 
     fn is_end_stream(&self) -> bool {

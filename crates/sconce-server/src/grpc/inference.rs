@@ -4,7 +4,7 @@
 use crate::dispatch::{self, Job};
 use crate::door::Door;
 use crate::grpc::convert;
-use crate::grpc::frames::{self, ARRIVAL_LIMIT, MessageReader, UnaryBody};
+use crate::grpc::frames::{self, ARRIVAL_LIMIT, MessageReader, Outgoing, UnaryBody};
 use crate::grpc::status;
 use bytes::Bytes;
 use futures_util::stream::{self, Stream, StreamExt as _};
@@ -36,7 +36,7 @@ where
     }
 }
 
-async fn infer_unary<B>(door: &Door, request: Request<B>) -> Result<(Bytes, Reservation)>
+async fn infer_unary<B>(door: &Door, request: Request<B>) -> Result<Outgoing>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + Send + Sync + 'static,
@@ -94,24 +94,25 @@ where
 
 /// Replies as frames of the answer, closed by the trailers. The first error ends the stream.
 fn framed(
-    replies: impl Stream<Item = Result<(Bytes, Reservation)>> + Send,
+    replies: impl Stream<Item = Result<Outgoing>> + Send,
 ) -> impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Send {
-    // A reply's reservation is kept until the next one is asked for: until it was taken up.
-    stream::unfold(Some((Box::pin(replies), None)), |state| async move {
-        let (mut replies, taken_up) = state?;
-        let next = replies.next().await;
-        drop(taken_up);
-        let trailers = match next {
-            Some(Ok((reply, reservation))) => {
-                return Some((Ok(Frame::data(reply)), Some((replies, Some(reservation)))));
+    let nothing: Option<Outgoing> = None;
+    stream::unfold(Some((Box::pin(replies), nothing)), |state| async move {
+        let (mut replies, mut going_out) = state?;
+        let trailers = loop {
+            if let Some(piece) = going_out.as_mut().and_then(Outgoing::next_piece) {
+                return Some((Ok(Frame::data(piece)), Some((replies, going_out))));
             }
-            Some(Err(error)) => {
-                let mut trailers = HeaderMap::new();
-                // Status trailers are plain text: they always make valid headers.
-                let _ = status::of(&error).add_header(&mut trailers);
-                trailers
+            match replies.next().await {
+                Some(Ok(reply)) => going_out = Some(reply),
+                Some(Err(error)) => {
+                    let mut trailers = HeaderMap::new();
+                    // Status trailers are plain text: they always make valid headers.
+                    let _ = status::of(&error).add_header(&mut trailers);
+                    break trailers;
+                }
+                None => break frames::ok_trailers(),
             }
-            None => frames::ok_trailers(),
         };
         Some((Ok(Frame::trailers(trailers)), None))
     })
@@ -122,7 +123,7 @@ async fn stream_reply(
     message: Result<(Bytes, Reservation)>,
     deadline: Option<Instant>,
     errors_end_the_stream: bool,
-) -> Result<(Bytes, Reservation)> {
+) -> Result<Outgoing> {
     let arrived_at = Instant::now();
     let (message, reservation) = message?;
     let request = decode(message)?;

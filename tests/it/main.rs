@@ -1,0 +1,16 @@
+//! End to end: each test starts a real server on free ports and talks to it over real connections.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test says what is wrong by panicking"
+)]
+
+mod answers;
+mod layering;
+mod lifecycle;
+mod limits;
+mod packages;
+#[path = "../support/mod.rs"]
+mod support;
