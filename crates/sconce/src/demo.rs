@@ -1,5 +1,5 @@
 use crate::serve::{Signals, runtime};
-use crate::{Outcome, table};
+use crate::{Failure, Outcome, table};
 use sconce_client::{Client, InferRequest, InferResponse, Options, tensor};
 use sconce_server::{Addresses, Server, ServerConfig};
 use std::collections::BTreeMap;
@@ -27,8 +27,6 @@ pub(crate) struct Args {
     #[arg(long)]
     once: bool,
 }
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 const MODEL: &str = "breast_cancer";
 
@@ -64,15 +62,15 @@ pub(crate) fn run(args: Args) -> Outcome {
         let mut signals = Signals::listen()?;
         let started = Instant::now();
         let server = start(&args, folder.path()).await?;
-        println!(
+        say!(
             "Serving {MODEL} (versions 1 and 2), identity and add_sub: ready after {:.0?}.\n",
             started.elapsed()
-        );
+        )?;
         show(server.addresses()).await?;
         if !args.once {
-            print_next_steps(server.addresses());
+            print_next_steps(server.addresses())?;
             signals.next().await;
-            println!("stopping");
+            say!("stopping")?;
         }
         server.shutdown().await;
         Ok(ExitCode::SUCCESS)
@@ -101,10 +99,10 @@ async fn start(args: &Args, models: &Path) -> Result<Server, Failure> {
 async fn show(addresses: Addresses) -> Result<(), Failure> {
     let client = Arc::new(Client::connect(&addresses.grpc.to_string(), Options::default()).await?);
     let cases = Arc::new(holdout()?);
-    println!(
+    say!(
         "Asking both about {} held-out biopsies over gRPC, {IN_FLIGHT} requests in flight (the first {SHOWN_ROWS} shown):\n",
         cases.len()
-    );
+    )?;
     let mut runs = Vec::new();
     for version in ["1", "2"] {
         runs.push((version, ask_all(&client, &cases, version).await?));
@@ -123,7 +121,7 @@ async fn show(addresses: Addresses) -> Result<(), Failure> {
             row
         })
         .collect();
-    println!("{}", table::render(&["row", "truth", "version 1", "version 2"], &rows));
+    say!("{}", table::render(&["row", "truth", "version 1", "version 2"], &rows))?;
 
     let mut rows = Vec::new();
     for (version, run) in &runs {
@@ -145,10 +143,10 @@ async fn show(addresses: Addresses) -> Result<(), Failure> {
             batch_sizes(&client, version).await?,
         ]);
     }
-    println!(
+    say!(
         "{}",
         table::render(&["version", "right", "accuracy", "p50", "p90", "p99", "batches (rows×count)"], &rows)
-    );
+    )?;
     Ok(())
 }
 
@@ -220,8 +218,8 @@ fn holdout() -> Result<Vec<Case>, Failure> {
         .collect()
 }
 
-fn print_next_steps(Addresses { grpc, admin, http }: Addresses) {
-    println!("Still serving. Try, in another terminal:
+fn print_next_steps(Addresses { grpc, admin, http }: Addresses) -> std::io::Result<()> {
+    say!("Still serving. Try, in another terminal:
 
   sconce models --server {grpc}
   sconce models {MODEL} --server {grpc}
@@ -238,7 +236,7 @@ fn print_next_steps(Addresses { grpc, admin, http }: Addresses) {
   x.set_data_from_numpy(np.ones((1, 30), np.float32))
   print(client.infer(\"{MODEL}\", [x]).as_numpy(\"probabilities\"))
 
-Control calls (load, unload, log settings) are on {admin}. Stop with Ctrl-C.");
+Control calls (load, unload, log settings) are on {admin}. Stop with Ctrl-C.")
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
-use crate::{Outcome, block_on};
+use crate::{Failure, Outcome, block_on};
 use sconce_client::proto::ModelConfig;
 use sconce_client::{Client, DataType, InferRequest, Options, Tensor, tensor};
 use serde_json::{Value, json};
-use std::error::Error;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -32,8 +31,6 @@ pub(crate) struct Args {
     #[arg(long, default_value = "127.0.0.1:8001", value_name = "ADDRESS")]
     server: String,
 }
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 pub(crate) fn run(args: Args) -> Outcome {
     block_on(async {
@@ -75,7 +72,7 @@ pub(crate) fn run(args: Args) -> Outcome {
         let shown = json!({
             "model": args.model, "version": answer.model_version, "prediction_id": answer.prediction_id(), "outputs": outputs,
         });
-        println!("{}", serde_json::to_string_pretty(&shown)?);
+        say!("{}", serde_json::to_string_pretty(&shown)?)?;
         Ok(ExitCode::SUCCESS)
     })?
 }

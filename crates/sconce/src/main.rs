@@ -1,5 +1,10 @@
 //! `sconce`: a multi-model inference server, and the command line around it.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line speaks through them")]
+#![expect(clippy::print_stderr, reason = "a command line tells its failures there")]
+
+/// `println!` for an output that its reader may close early (`sconce models | head`): an error, not a panic.
+macro_rules! say {
+    ($($text:tt)*) => { std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($text)*))) };
+}
 
 mod demo;
 mod infer;
@@ -38,7 +43,10 @@ enum Command {
 }
 
 /// What a command ends with: the exit code, or an error that is told with its causes (exit code 1).
-type Outcome = Result<ExitCode, Box<dyn Error + Send + Sync>>;
+type Outcome = Result<ExitCode, Failure>;
+
+/// Any error, on its way to be told.
+type Failure = Box<dyn Error + Send + Sync>;
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
@@ -49,6 +57,11 @@ fn main() -> ExitCode {
         Command::Validate(args) => validate::run(&args),
     };
     outcome.unwrap_or_else(|error| {
+        if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+        {
+            // Whoever read the output has what they wanted.
+            return ExitCode::SUCCESS;
+        }
         eprintln!("sconce: {error}");
         let causes = std::iter::successors(error.source(), |&cause| cause.source());
         causes.for_each(|cause| eprintln!("  because: {cause}"));

@@ -1,4 +1,4 @@
-use crate::{Outcome, block_on, table};
+use crate::{Failure, Outcome, block_on, table};
 use sconce_client::{Client, Options};
 use std::process::ExitCode;
 
@@ -25,27 +25,27 @@ pub(crate) fn run(args: Args) -> Outcome {
     })?
 }
 
-async fn list(client: &Client) -> sconce_client::Result<()> {
+async fn list(client: &Client) -> Result<(), Failure> {
     let index = client.repository_index(false).await?;
     if index.is_empty() {
-        println!("the server knows no model");
+        say!("the server knows no model")?;
         return Ok(());
     }
     let rows: Vec<_> =
         index.into_iter().map(|model| vec![model.name, model.version, model.state, model.reason]).collect();
-    print!("{}", table::render(&["model", "version", "state", "reason"], &rows));
+    say!("{}", table::render(&["model", "version", "state", "reason"], &rows).trim_end())?;
     Ok(())
 }
 
-async fn show(client: &Client, name: &str, version: &str) -> sconce_client::Result<()> {
+async fn show(client: &Client, name: &str, version: &str) -> Result<(), Failure> {
     let metadata = client.model_metadata(name, version).await?;
     let config = client.model_config(name, version).await?;
     let statistics = client.model_statistics(name, version).await?;
-    println!("{name}: {}, versions {}", metadata.platform, metadata.versions.join(", "));
+    say!("{name}: {}, versions {}", metadata.platform, metadata.versions.join(", "))?;
     for (key, value) in &config.parameters {
-        println!("  {key}: {}", value.string_value);
+        say!("  {key}: {}", value.string_value)?;
     }
-    println!("  max_batch_size: {}", config.max_batch_size);
+    say!("  max_batch_size: {}", config.max_batch_size)?;
     let inputs = config.input.iter().map(|input| {
         let kind = if input.optional { "input (optional)" } else { "input" };
         (kind, &input.name, input.data_type(), &input.dims)
@@ -60,14 +60,18 @@ async fn show(client: &Client, name: &str, version: &str) -> sconce_client::Resu
             vec![kind.to_owned(), name.clone(), datatype, format!("[{}]", shape.join(", "))]
         })
         .collect();
-    print!("{}", table::render(&["", "name", "datatype", "shape"], &rows));
+    say!("{}", table::render(&["", "name", "datatype", "shape"], &rows).trim_end())?;
     for stats in statistics {
         let answered = stats.inference_stats.unwrap_or_default();
         let (success, fail) = (answered.success.unwrap_or_default(), answered.fail.unwrap_or_default());
-        println!(
+        say!(
             "  version {}: {} requests answered, {} failed, {} rows in {} batches",
-            stats.version, success.count, fail.count, stats.inference_count, stats.execution_count
-        );
+            stats.version,
+            success.count,
+            fail.count,
+            stats.inference_count,
+            stats.execution_count
+        )?;
     }
     Ok(())
 }

@@ -26,7 +26,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         (vec![(args.path.display().to_string(), args.path.clone())], 0)
     } else {
         let discovery = sconce_candle::discover(&args.path)?;
-        discovery.problems.iter().for_each(|problem| println!("✗ {problem}"));
+        discovery.problems.iter().try_for_each(|problem| say!("✗ {problem}"))?;
         let named =
             |found: sconce_candle::Found| (format!("{} version {}", found.name, found.version), found.dir);
         (discovery.found.into_iter().map(named).collect(), discovery.problems.len())
@@ -39,28 +39,28 @@ pub(crate) fn run(args: &Args) -> Outcome {
         .into());
     }
     for (name, dir) in packages {
-        problems += check(&name, &dir, args.device);
+        problems += check(&name, &dir, args.device)?;
     }
     Ok(if problems == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Prints what a package is, or what is wrong with it; gives the number of problems.
-fn check(name: &str, dir: &Path, device: DeviceId) -> usize {
+fn check(name: &str, dir: &Path, device: DeviceId) -> std::io::Result<usize> {
     let package = match Package::open(dir, device) {
         Ok(package) => package,
         Err(error) => {
-            println!("✗ {name}: {} problem(s)", error.problems().len());
-            error.problems().iter().for_each(|problem| println!("    {problem}"));
-            return error.problems().len();
+            say!("✗ {name}: {} problem(s)", error.problems().len())?;
+            error.problems().iter().try_for_each(|problem| say!("    {problem}"))?;
+            return Ok(error.problems().len());
         }
     };
     let settings = &package.settings;
-    println!("✓ {name}: {}, {} on {}", settings.family, settings.precision.name(), settings.device);
+    say!("✓ {name}: {}, {} on {}", settings.family, settings.precision.name(), settings.device)?;
     if !settings.description.is_empty() {
-        println!("    {}", settings.description);
+        say!("    {}", settings.description)?;
     }
     let tokens = settings.max_batch_tokens.map_or(String::new(), |tokens| format!(", {tokens} tokens"));
-    println!("    batches of at most {} rows{tokens}", settings.max_batch_size);
+    say!("    batches of at most {} rows{tokens}", settings.max_batch_size)?;
     let inputs = package.signature.inputs.iter().map(|spec| {
         let form = if spec.form > 0 { format!("input, form {}", spec.form + 1) } else { "input".to_owned() };
         (if spec.optional { form + " (optional)" } else { form }, spec)
@@ -73,8 +73,8 @@ fn check(name: &str, dir: &Path, device: DeviceId) -> usize {
             vec![kind, spec.name.clone(), spec.datatype.to_string(), display_shape(&spec.shape), labels]
         })
         .collect();
-    print!("{}", table::render(&["", "name", "datatype", "shape", "labels"], &rows));
-    0
+    say!("{}", table::render(&["", "name", "datatype", "shape", "labels"], &rows).trim_end())?;
+    Ok(0)
 }
 
 fn summarize(labels: &[String]) -> String {
