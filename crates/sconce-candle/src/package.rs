@@ -149,7 +149,7 @@ fn infer_family(folder: &Folder, problems: &mut Problems) -> Option<Family> {
     if folder.safetensors().is_empty() {
         problems.push(
             "no model found: expected a model.toml with a `family`, a config.json (BERT family), \
-             or a model.safetensors with dense layers",
+             or a model.safetensors with dense layers; ONNX and vision models are not served",
         );
         return None;
     }

@@ -285,6 +285,9 @@ impl Models {
             None => {
                 if let Some(versions) = table.get_mut(name) {
                     versions.remove(&version);
+                    if versions.is_empty() {
+                        table.remove(name);
+                    }
                 }
             }
         }

@@ -58,7 +58,8 @@ pub(crate) fn run(args: Args) -> Outcome {
     // Both were checked with the configuration.
     let level = sconce_server::logs::parse_level(&config.log.level)?;
     sconce_server::logs::init(config.log.format.parse()?, level);
-    runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(async {
         let mut signals = Signals::listen()?;
         let server = tokio::select! {
             started = Server::start(config) => started?,
@@ -82,7 +83,10 @@ pub(crate) fn run(args: Args) -> Outcome {
             }
         }
         Ok(ExitCode::SUCCESS)
-    })
+    });
+    // After a clean shutdown nothing runs any more; after a second signal nothing is waited for.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// The server's runtime: it waits on sockets; models compute on threads of their own.

@@ -69,7 +69,7 @@ fn request_parameters(parameters: &Parameters) -> Result<(Priority, Option<Durat
             "timeout" => {
                 timeout = Some(unsigned(name, value)?).filter(|us| *us > 0).map(Duration::from_micros);
             }
-            "sequence_id" if asks_for_a_sequence(value) => {
+            "sequence_id" | "sequence_start" | "sequence_end" if asks_for_a_sequence(value) => {
                 return Err(Error::new(ErrorCode::Unimplemented, "sequences are not served"));
             }
             // What a parameter this server does not know means is between the client and another server.
@@ -84,6 +84,7 @@ fn asks_for_a_sequence(value: &InferParameter) -> bool {
         Some(ParameterChoice::Int64Param(id)) => *id != 0,
         Some(ParameterChoice::Uint64Param(id)) => *id != 0,
         Some(ParameterChoice::StringParam(id)) => !id.is_empty(),
+        Some(ParameterChoice::BoolParam(bound)) => *bound,
         _ => false,
     }
 }
@@ -233,8 +234,12 @@ fn wanted_output(output: InferRequestedOutputTensor) -> Result<WantedOutput> {
 impl Wanted {
     /// Checks what is wanted against what the model gives, before any work is done.
     pub(crate) fn check(&self, signature: &Signature) -> Result<()> {
+        let mut given = vec![false; signature.outputs.len()];
         for wanted in &self.outputs {
-            let (_, spec) = output_spec(signature, &wanted.name)?;
+            let (index, spec) = output_spec(signature, &wanted.name)?;
+            if std::mem::replace(&mut given[index], true) {
+                return Err(Error::invalid(format!("output `{}`: asked for twice", spec.name)));
+            }
             if wanted.classes.is_some() && !(spec.datatype == DataType::Fp32 && spec.shape.len() == 2) {
                 return Err(Error::invalid(format!(
                     "output `{}`: classification needs one FP32 score a class",

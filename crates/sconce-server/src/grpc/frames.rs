@@ -112,7 +112,10 @@ fn ended_early() -> Error {
 }
 
 /// `len` bytes of the budget.
-fn reserve(budget: &ByteBudget, len: usize) -> Result<Reservation> {
+///
+/// # Errors
+/// `ResourceExhausted` when there are not as many.
+pub(crate) fn reserve(budget: &ByteBudget, len: usize) -> Result<Reservation> {
     budget.try_reserve(len).ok_or_else(|| {
         let limit = budget.limit_bytes();
         let message =

@@ -6,6 +6,7 @@ use crate::door::Door;
 use crate::grpc::convert;
 use crate::grpc::frames::{self, ARRIVAL_LIMIT, MessageReader, Outgoing, UnaryBody};
 use crate::grpc::status;
+use crate::grpc::weight;
 use bytes::Bytes;
 use futures_util::stream::{self, Stream, StreamExt as _};
 use http::{HeaderMap, HeaderValue, Request, Response, header};
@@ -19,7 +20,9 @@ use sconce_proto::inference::{
 };
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use tokio_util::task::AbortOnDropHandle;
 
 /// Requests of one stream that are worked on at once. Replies keep the order of the requests.
 const STREAM_CONCURRENCY: usize = 64;
@@ -46,9 +49,14 @@ where
     let deadline = call_deadline(&head.headers, arrived_at)?;
     let mut reader = MessageReader::new(body, door.budget.clone(), door.limits.max_message_bytes);
     let arrive_by = deadline.into_iter().chain(arrived_at.checked_add(ARRIVAL_LIMIT)).min();
-    let message = dispatch::within(arrive_by, reader.next()).await??;
+    let message = dispatch::within(arrive_by, reader.next()).await.flatten().inspect_err(|error| {
+        if error.code() == ErrorCode::ResourceExhausted {
+            door.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    })?;
     let (message, reservation) = message.ok_or_else(|| Error::invalid("the call carries no message"))?;
-    let response = infer(door, decode(message)?, reservation, arrived_at, deadline).await?;
+    let (request, _decoded) = decode(door, message)?;
+    let response = infer(door, request, reservation, arrived_at, deadline).await?;
     frames::encode(&response, &door.budget)
 }
 
@@ -66,25 +74,36 @@ where
     let errors_end_the_stream = head.headers.get("triton_grpc_error").is_some_and(|value| value == "true");
     let reader = MessageReader::new(body, door.budget.clone(), door.limits.max_message_bytes);
     let draining = door.draining.clone();
-    let replies = messages(reader)
+    let replies = messages(reader, deadline)
         .take_until(async move { draining.cancelled().await })
         .map(move |message| {
             let door = Arc::clone(&door);
-            async move { stream_reply(&door, message, deadline, errors_end_the_stream).await }
+            // A task of its own: it comes to its end, and lets go of its model, even when the caller does not read.
+            let reply =
+                tokio::spawn(
+                    async move { stream_reply(&door, message, deadline, errors_end_the_stream).await },
+                );
+            AbortOnDropHandle::new(reply)
         })
-        .buffered(STREAM_CONCURRENCY);
+        .buffered(STREAM_CONCURRENCY)
+        .map(|reply| {
+            reply.unwrap_or_else(|error| Err(Error::internal("the reply was lost").with_source(error)))
+        });
     respond(tonic::body::Body::new(StreamBody::new(framed(replies))))
 }
 
-/// The messages of a call; the first error is the last item.
-fn messages<B>(reader: MessageReader<B>) -> impl Stream<Item = Result<(Bytes, Reservation)>>
+/// The messages of a call; the first error, or the deadline, is the last item.
+fn messages<B>(
+    reader: MessageReader<B>,
+    deadline: Option<Instant>,
+) -> impl Stream<Item = Result<(Bytes, Reservation)>>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + Send + Sync + 'static,
 {
-    stream::unfold(Some(reader), |reader| async move {
+    stream::unfold(Some(reader), move |reader| async move {
         let mut reader = reader?;
-        match reader.next().await {
+        match dispatch::within(deadline, reader.next()).await.flatten() {
             Ok(None) => None,
             Ok(Some(message)) => Some((Ok(message), Some(reader))),
             Err(error) => Some((Err(error), None)),
@@ -126,16 +145,27 @@ async fn stream_reply(
 ) -> Result<Outgoing> {
     let arrived_at = Instant::now();
     let (message, reservation) = message?;
-    let request = decode(message)?;
-    let id = request.id.clone();
-    let (error_message, mut response) = match infer(door, request, reservation, arrived_at, deadline).await {
-        Ok(response) => (String::new(), response),
-        Err(error) if errors_end_the_stream => return Err(error),
-        Err(error) => {
-            let message = status::of(&error).message().to_owned();
-            (message, ModelInferResponse { id, ..ModelInferResponse::default() })
-        }
+    let mut id = String::new();
+    let answered = async {
+        let (request, _decoded) = decode(door, message)?;
+        id.clone_from(&request.id);
+        let response = infer(door, request, reservation, arrived_at, deadline).await?;
+        encode_stream_reply(door, String::new(), response)
     };
+    match answered.await {
+        Err(error) if !errors_end_the_stream => {
+            let message = status::of(&error).message().to_owned();
+            encode_stream_reply(door, message, ModelInferResponse { id, ..ModelInferResponse::default() })
+        }
+        answered => answered,
+    }
+}
+
+fn encode_stream_reply(
+    door: &Door,
+    error_message: String,
+    mut response: ModelInferResponse,
+) -> Result<Outgoing> {
     let last = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
     response.parameters.insert("triton_final_response".to_owned(), last);
     frames::encode(&ModelStreamInferResponse { error_message, infer_response: Some(response) }, &door.budget)
@@ -179,9 +209,12 @@ async fn infer(
     Ok(response)
 }
 
-fn decode(message: Bytes) -> Result<ModelInferRequest> {
-    ModelInferRequest::decode(message)
-        .map_err(|error| Error::invalid(format!("the message is no ModelInferRequest: {error}")))
+/// Decodes a message, with what that takes reserved first.
+fn decode(door: &Door, message: Bytes) -> Result<(ModelInferRequest, Reservation)> {
+    let reservation = frames::reserve(&door.budget, weight::decoded_bytes(&message))?;
+    let request = ModelInferRequest::decode(message)
+        .map_err(|error| Error::invalid(format!("the message is no ModelInferRequest: {error}")))?;
+    Ok((request, reservation))
 }
 
 fn respond(body: tonic::body::Body) -> Response<tonic::body::Body> {

@@ -5,6 +5,7 @@ mod frames;
 mod inference;
 mod info;
 mod status;
+mod weight;
 
 use crate::door::Door;
 use futures_util::{StreamExt as _, stream};
@@ -58,7 +59,9 @@ pub(crate) struct Listener {
 
 /// Connections being refused at once; beyond it they are simply closed.
 const MAX_REFUSING: usize = 64;
-/// How long a connection may take to send its first byte, and a refused one to read its refusal.
+/// What an HTTP/2 client says first.
+const PREFACE_BYTES: usize = 24;
+/// How long a connection may take to open, and a refused one to read its refusal.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// What a peer may send ahead on one call and on one connection before it is read: the most an unread byte costs.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -147,11 +150,11 @@ impl Listener {
     }
 
     async fn serve_http2(self, stream: TcpStream, stop: CancellationToken, refused: bool) {
-        let first_byte = tokio::select! {
-            first_byte = tokio::time::timeout(PATIENCE, stream.readable()) => first_byte,
+        let greeted = tokio::select! {
+            greeted = tokio::time::timeout(PATIENCE, preface(&stream)) => greeted,
             () = stop.cancelled() => return,
         };
-        if !matches!(first_byte, Ok(Ok(()))) {
+        if !matches!(greeted, Ok(Ok(()))) {
             return;
         }
         let service = service_fn(move |request| {
@@ -210,6 +213,19 @@ impl Listener {
                 }
                 Err(never) => match never {},
             },
+        }
+    }
+}
+
+/// Waits until a client's opening bytes are all there. After them pings find out a peer that is gone; before, nothing would.
+async fn preface(stream: &TcpStream) -> std::io::Result<()> {
+    let mut opening = [0; PREFACE_BYTES];
+    loop {
+        match stream.peek(&mut opening).await? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            PREFACE_BYTES => return Ok(()),
+            // What is there stays readable, so there is nothing to wait on but time; a whole opening comes in one segment.
+            _ => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
 }

@@ -4,6 +4,9 @@ use sconce_core::{Error, ErrorCode};
 use std::error::Error as _;
 use tonic::{Code, Status};
 
+/// A message travels in a header: clients refuse all headers of an answer together from 8 KiB on, and see another failure.
+const MAX_MESSAGE_BYTES: usize = 2048;
+
 /// The wire status of `error`. Its source chain, if it has one, is logged here and does not leave the server; what fails in
 /// a model is logged by its worker, once a batch.
 pub(crate) fn of(error: &Error) -> Status {
@@ -12,7 +15,12 @@ pub(crate) fn of(error: &Error) -> Status {
         let causes: Vec<String> = chain.map(ToString::to_string).collect();
         tracing::warn!(code = ?error.code(), causes = causes.join(": "), "{error}");
     }
-    Status::new(code(error.code()), error.to_string())
+    let mut message = error.to_string();
+    if message.len() > MAX_MESSAGE_BYTES {
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
+        message.push('…');
+    }
+    Status::new(code(error.code()), message)
 }
 
 fn code(code: ErrorCode) -> Code {
