@@ -2,7 +2,7 @@
 
 use crate::support::{
     Folder, Running, framed, framed_with_payload, identity_request, matrix, patiently, process_memory_bytes,
-    until,
+    read_all_but, until,
 };
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -93,6 +93,17 @@ async fn two_hundred_connections_of_60_mib_each_get_an_answer_or_a_refusal_withi
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_nobody_reads_are_within_the_bound_on_bytes_in_flight() {
+    answers_are_within_the_bound_while_unread(usize::MAX).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_are_not_read_to_their_end_are_within_the_bound_on_bytes_in_flight() {
+    // The last bytes keep the memory of all.
+    answers_are_within_the_bound_while_unread(10).await;
+}
+
+/// Many calls of 8 MiB, of whose answers all is read but the last `unread` bytes, against a bound of 32 MiB.
+async fn answers_are_within_the_bound_while_unread(unread: usize) {
     const CALLS: usize = 12;
     let server = Running::limited(&Folder::new(), |limits| {
         limits.max_message_bytes = 9 * MIB;
@@ -102,21 +113,28 @@ async fn answers_that_nobody_reads_are_within_the_bound_on_bytes_in_flight() {
     let payload = Bytes::from(vec![0; 8 * MIB]);
     let head = framed_with_payload(identity_of(&payload), payload.len());
     let wire = server.wire().await;
-    let mut unread = Vec::new();
+    let answer_bytes = wire.infer(&[], identity_of(&payload)).await.bytes;
+    assert!(answer_bytes > payload.len());
+    server.until_idle().await;
+
+    let mut held = Vec::new();
     for _ in 0..CALLS {
         let (mut upload, answer) = wire.open(&[]).await;
         let sent = async {
             upload.send(head.clone(), false).await?;
             upload.send(payload.clone(), true).await
         };
-        let (_, (code, body)) = tokio::join!(sent, answer.head());
+        let (_, (code, mut body)) = tokio::join!(sent, answer.head());
         match code {
-            None => unread.push(body),
+            None => {
+                read_all_but(&mut body, answer_bytes, unread.min(answer_bytes)).await;
+                held.push(body);
+            }
             Some(code) => assert_eq!(code, Code::ResourceExhausted),
         }
     }
-    assert!((1..=3).contains(&unread.len()), "{} answers of 8 MiB are held for 32 MiB", unread.len());
-    drop(unread);
+    assert!((1..=3).contains(&held.len()), "{} answers of 8 MiB are held for 32 MiB", held.len());
+    drop(held);
     server.until_idle().await;
     assert_serves(&server.client().await).await;
 }

@@ -6,7 +6,7 @@ mod wire;
 
 pub(crate) use folder::{Folder, raw_safetensors};
 pub(crate) use traffic::Traffic;
-pub(crate) use wire::{Wire, framed, framed_with_payload};
+pub(crate) use wire::{Wire, framed, framed_with_payload, read_all_but};
 
 use sconce_client::{Client, InferRequest, Options, Tensor, tensor};
 use sconce_server::{Limits, Server, ServerConfig};
@@ -15,8 +15,9 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
-/// What should happen and has not by then never will. No test passes or fails on a shorter time.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// What should happen and has not by then never will: no test passes or fails on a shorter time. Shorter than the longest
+/// `max_queue_delay_ms`, so that a batch that only its delay would dispatch is found missing.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(45);
 
 /// A server with `identity`, `add_sub` and a folder of models, on free ports of the loopback.
 pub(crate) struct Running(Server);

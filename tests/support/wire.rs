@@ -10,6 +10,8 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 const INFER: &str = "inference.GRPCInferenceService/ModelInfer";
+/// What a call takes of its answer without being read.
+const STREAM_WINDOW: u32 = 64 << 10;
 
 /// A connection that sends what no decent client would. Dropping it breaks the connection off.
 pub(crate) struct Wire {
@@ -36,7 +38,10 @@ impl Wire {
     pub(crate) async fn connect(addr: SocketAddr) -> Self {
         let stream = TcpStream::connect(addr).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        let (requests, connection) = h2::client::handshake(stream).await.unwrap();
+        // Room on the connection for many answers, so that what a call does not read is its own affair.
+        let mut http2 = h2::client::Builder::new();
+        http2.initial_window_size(STREAM_WINDOW).initial_connection_window_size(16 << 20);
+        let (requests, connection) = http2.handshake(stream).await.unwrap();
         let connection = tokio::spawn(async move {
             // Tests see how a connection ends by what their calls end in.
             let _ = connection.await;
@@ -110,6 +115,19 @@ impl Download {
         let trailers = patiently("the end of the answer", body.trailers()).await.unwrap();
         let code = trailers.as_ref().and_then(status).expect("an answer ends in a status");
         Outcome { code, bytes }
+    }
+}
+
+/// Reads an answer of `bytes` bytes up to its last `unread` ones, and has the server keep these.
+pub(crate) async fn read_all_but(body: &mut RecvStream, bytes: usize, unread: usize) {
+    let mut grant = (bytes - unread).saturating_sub(STREAM_WINDOW as usize);
+    let mut left = bytes - unread;
+    while left > 0 {
+        let data = patiently("more of the answer", body.data()).await.unwrap().unwrap();
+        left -= data.len();
+        let granted = grant.min(data.len());
+        body.flow_control().release_capacity(granted).unwrap();
+        grant -= granted;
     }
 }
 

@@ -46,7 +46,13 @@ impl From<Status> for Error {
         if chain(source).any(|cause| cause.is::<TimeoutExpired>()) {
             return Self::new(Code::DeadlineExceeded, "the deadline passed before the server answered");
         }
-        Self::new(status.code(), root_cause(source).to_string())
+        // A connection that broke off, or that the server closed before the call was on it, is UNKNOWN or CANCELLED to tonic.
+        // What a server says has no local source.
+        let code = match status.code() {
+            Code::Unknown | Code::Cancelled => Code::Unavailable,
+            code => code,
+        };
+        Self::new(code, root_cause(source).to_string())
     }
 }
 

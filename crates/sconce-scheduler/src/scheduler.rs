@@ -198,7 +198,9 @@ impl Scheduler {
         // The first in the queue needs a worker that watches the clock for it; those behind it a worker only when a batch is
         // due.
         let wanted = queue.batcher.len() == 1 || queue.batcher.due(now) == Due::Now;
-        let wake = wanted && queue.idle_workers > 0 && !std::mem::replace(&mut queue.waking, true);
+        // A refused request wakes nobody, so it must not say that somebody is being woken.
+        let wake =
+            pushed.is_ok() && wanted && queue.idle_workers > 0 && !std::mem::replace(&mut queue.waking, true);
         drop(queue);
         self.shared.answer_dropped(dropped);
         if pushed.is_err() {

@@ -124,12 +124,12 @@ pub(crate) fn reserve(budget: &ByteBudget, len: usize) -> Result<Reservation> {
     })
 }
 
-/// Encodes a message with its prefix. It counts among the bytes in flight as long as the reservation lives: an answer that
+/// Encodes a message with its prefix. It counts among the bytes in flight until the last byte is sent: an answer that
 /// nobody reads is held like a request.
 ///
 /// # Errors
 /// `ResourceExhausted` over the budget, `Internal` for more than a message can carry.
-pub(crate) fn encode(message: &impl Message, budget: &ByteBudget) -> Result<Outgoing> {
+pub(crate) fn encode(message: &impl Message, budget: &ByteBudget) -> Result<Bytes> {
     let len = message.encoded_len();
     if i32::try_from(len).is_err() {
         return Err(Error::internal(format!("the answer has {len} bytes, more than a message can carry")));
@@ -140,7 +140,7 @@ pub(crate) fn encode(message: &impl Message, budget: &ByteBudget) -> Result<Outg
     buffer.extend_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes());
     // The buffer has room: encoding into it cannot fail.
     let _ = message.encode(&mut buffer);
-    Ok(Outgoing { message: buffer.freeze(), _reservation: reservation })
+    Ok(Bytes::from_owner(Reserved { message: buffer, _reservation: reservation }))
 }
 
 /// The trailers of a call that went well.
@@ -150,32 +150,26 @@ pub(crate) fn ok_trailers() -> HeaderMap {
     trailers
 }
 
-/// The most bytes of an answer that are handed over at once. The next piece is asked for when there is room for it, so this
-/// is what an answer nobody reads holds beyond its reservation once it was dropped.
-const PIECE_BYTES: usize = 64 << 10;
-
-/// An encoded message on its way out, in pieces.
-pub(crate) struct Outgoing {
-    message: Bytes,
+/// An answer's bytes with their share of the budget, which they hold to the last one: HTTP/2 keeps what it has not sent.
+struct Reserved {
+    message: BytesMut,
     _reservation: Reservation,
 }
 
-impl Outgoing {
-    /// The next piece; `None` after the last one was taken up.
-    pub(crate) fn next_piece(&mut self) -> Option<Bytes> {
-        let piece = self.message.split_to(self.message.len().min(PIECE_BYTES));
-        (!piece.is_empty()).then_some(piece)
+impl AsRef<[u8]> for Reserved {
+    fn as_ref(&self) -> &[u8] {
+        &self.message
     }
 }
 
 /// The body of a unary answer: one message, then the trailers.
 pub(crate) struct UnaryBody {
-    message: Option<Outgoing>,
+    message: Option<Bytes>,
     trailers: Option<HeaderMap>,
 }
 
 impl UnaryBody {
-    pub(crate) fn new(message: Outgoing) -> Self {
+    pub(crate) fn new(message: Bytes) -> Self {
         Self { message: Some(message), trailers: Some(ok_trailers()) }
     }
 }
@@ -188,14 +182,8 @@ impl Body for UnaryBody {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let frame = match self.message.as_mut().and_then(Outgoing::next_piece) {
-            Some(piece) => Some(Frame::data(piece)),
-            None => {
-                self.message = None;
-                self.trailers.take().map(Frame::trailers)
-            }
-        };
-        Poll::Ready(frame.map(Ok))
+        let message = self.message.take().map(Frame::data);
+        Poll::Ready(message.or_else(|| self.trailers.take().map(Frame::trailers)).map(Ok))
     }
 
     fn is_end_stream(&self) -> bool {

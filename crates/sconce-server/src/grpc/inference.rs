@@ -4,7 +4,7 @@
 use crate::dispatch::{self, Job};
 use crate::door::Door;
 use crate::grpc::convert;
-use crate::grpc::frames::{self, ARRIVAL_LIMIT, MessageReader, Outgoing, UnaryBody};
+use crate::grpc::frames::{self, ARRIVAL_LIMIT, MessageReader, UnaryBody};
 use crate::grpc::status;
 use crate::grpc::weight;
 use bytes::Bytes;
@@ -39,7 +39,7 @@ where
     }
 }
 
-async fn infer_unary<B>(door: &Door, request: Request<B>) -> Result<Outgoing>
+async fn infer_unary<B>(door: &Door, request: Request<B>) -> Result<Bytes>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + Send + Sync + 'static,
@@ -113,25 +113,19 @@ where
 
 /// Replies as frames of the answer, closed by the trailers. The first error ends the stream.
 fn framed(
-    replies: impl Stream<Item = Result<Outgoing>> + Send,
+    replies: impl Stream<Item = Result<Bytes>> + Send,
 ) -> impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Send {
-    let nothing: Option<Outgoing> = None;
-    stream::unfold(Some((Box::pin(replies), nothing)), |state| async move {
-        let (mut replies, mut going_out) = state?;
-        let trailers = loop {
-            if let Some(piece) = going_out.as_mut().and_then(Outgoing::next_piece) {
-                return Some((Ok(Frame::data(piece)), Some((replies, going_out))));
+    stream::unfold(Some(Box::pin(replies)), |replies| async move {
+        let mut replies = replies?;
+        let trailers = match replies.next().await {
+            Some(Ok(reply)) => return Some((Ok(Frame::data(reply)), Some(replies))),
+            Some(Err(error)) => {
+                let mut trailers = HeaderMap::new();
+                // Status trailers are plain text: they always make valid headers.
+                let _ = status::of(&error).add_header(&mut trailers);
+                trailers
             }
-            match replies.next().await {
-                Some(Ok(reply)) => going_out = Some(reply),
-                Some(Err(error)) => {
-                    let mut trailers = HeaderMap::new();
-                    // Status trailers are plain text: they always make valid headers.
-                    let _ = status::of(&error).add_header(&mut trailers);
-                    break trailers;
-                }
-                None => break frames::ok_trailers(),
-            }
+            None => frames::ok_trailers(),
         };
         Some((Ok(Frame::trailers(trailers)), None))
     })
@@ -142,7 +136,7 @@ async fn stream_reply(
     message: Result<(Bytes, Reservation)>,
     deadline: Option<Instant>,
     errors_end_the_stream: bool,
-) -> Result<Outgoing> {
+) -> Result<Bytes> {
     let arrived_at = Instant::now();
     let (message, reservation) = message?;
     let mut id = String::new();
@@ -165,7 +159,7 @@ fn encode_stream_reply(
     door: &Door,
     error_message: String,
     mut response: ModelInferResponse,
-) -> Result<Outgoing> {
+) -> Result<Bytes> {
     let last = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
     response.parameters.insert("triton_final_response".to_owned(), last);
     frames::encode(&ModelStreamInferResponse { error_message, infer_response: Some(response) }, &door.budget)
