@@ -8,7 +8,7 @@
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sconce_core::{
-    Backend, Batch, BatchOutput, DeviceId, Error, InferOutput, Inputs, LoadedModel, ModelInput, Result,
+    Backend, Batch, BatchOutput, ByteBudget, Error, InferOutput, Inputs, LoadedModel, ModelInput, Result,
     Signature,
 };
 use sconce_scheduler::{BatchPolicy, Batcher, Device, Due, Entry, Priority, Scheduler, Submission};
@@ -121,7 +121,7 @@ fn lock(gate: &Mutex<()>) -> MutexGuard<'_, ()> {
 fn start(gate: &Arc<Mutex<()>>, max_delay: Duration) -> Scheduler {
     let signature = Signature { inputs: Vec::new(), outputs: Vec::new(), max_batch_size: 64 };
     let model = Arc::new(NoOp { signature, gate: Arc::clone(gate) });
-    let device = Arc::new(Device::new(DeviceId::Cpu, 1));
+    let device = Arc::new(Device::new(1));
     Scheduler::start("bench", model, BatchPolicy { max_delay, ..policy(64) }, device, 1)
         .expect("a no-op starts")
 }
@@ -133,7 +133,7 @@ fn submission() -> Submission {
         deadline: None,
         arrived_at: Instant::now(),
         prepare_time: Duration::ZERO,
-        reservation: None,
+        reservation: ByteBudget::new(0).empty(),
     }
 }
 

@@ -7,7 +7,8 @@ use crate::support::{
 use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
-use sconce_client::{Client, Code, DataType, InferRequest, InferStream, Tensor};
+use sconce_client::{Client, Code, DataType, InferRequest, InferStream, Tensor, tensor};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -137,6 +138,121 @@ async fn answers_are_within_the_bound_while_unread(unread: usize) {
     drop(held);
     server.until_idle().await;
     assert_serves(&server.client().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_was_executed_is_not_refused_for_its_bytes() {
+    let server = Running::limited(&Folder::new(), |limits| {
+        limits.max_message_bytes = 2 * MIB;
+        limits.max_inflight_bytes = 7 * MIB;
+    })
+    .await;
+    let payload = Bytes::from(vec![0; MIB]);
+    let head = framed_with_payload(identity_of(&payload), payload.len());
+    let callers = (0..16).map(|_| async {
+        let wire = server.wire().await;
+        let mut answered = 0;
+        for _ in 0..25 {
+            let (mut upload, answer) = wire.open(&[]).await;
+            let sent = async {
+                upload.send(head.clone(), false).await?;
+                upload.send(payload.clone(), true).await
+            };
+            // A refused call cannot be sent to its end.
+            let (_, outcome) = tokio::join!(sent, answer.outcome());
+            match outcome.code {
+                Code::Ok => answered += 1,
+                code => assert_eq!(code, Code::ResourceExhausted),
+            }
+        }
+        answered
+    });
+    let answered: u64 = join_all(callers).await.into_iter().sum();
+    assert!(answered > 0);
+    let statistics = server.client().await.model_statistics("identity", "1").await.unwrap();
+    assert_eq!(statistics[0].inference_count, answered);
+    server.until_idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_of_a_stream_that_finds_no_room_is_refused_alone() {
+    let server = Running::limited(&Folder::new(), |limits| {
+        limits.max_message_bytes = 2 * MIB;
+        limits.max_inflight_bytes = 2 * MIB;
+    })
+    .await;
+    let payload = |bytes| identity_of(&Bytes::from(vec![0; bytes]));
+    // Another call holds most of the room.
+    let wire = server.wire().await;
+    let (mut upload, _answer) = wire.open(&[]).await;
+    let held = framed(payload(3 * MIB / 2));
+    upload.send(held.slice(..1000), false).await.unwrap();
+    server.until_metric(HELD, u64::try_from(held.len() - 5).unwrap()).await;
+
+    let requests = [4, MIB, 8].map(payload);
+    let mut replies = server.client().await.stream(stream::iter(requests)).await.unwrap();
+    for fits in [true, false, true] {
+        let reply = patiently("a reply", replies.next()).await.unwrap().unwrap();
+        match reply.result {
+            Ok(_) => assert!(fits),
+            Err(error) => assert!(!fits && error.message().contains("bytes in flight"), "{error}"),
+        }
+    }
+    assert!(patiently("the end of the stream", replies.next()).await.unwrap().is_none());
+    drop((upload, wire));
+    server.until_idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_request_becomes_and_what_it_is_answered_count_before_they_are_made() {
+    let folder = Folder::new();
+    // A word of one byte becomes 4,000 numbers.
+    let words: Vec<String> = (0..4000).map(|word| format!("'{word}'")).collect();
+    let feature =
+        format!("[[features]]\nname = 'word'\ntype = 'categorical'\nvocabulary = [{}]", words.join(","));
+    folder.linear("wide/1", words.len(), &vec![1.0; words.len()]);
+    folder.file("wide/1", "model.toml", &feature);
+    // One number becomes 40,000.
+    folder.linear("tall/1", 1, &[1.0; 40_000]);
+    let server = Running::limited(&folder, |limits| {
+        limits.max_message_bytes = MIB;
+        limits.max_inflight_bytes = MIB;
+    })
+    .await;
+    let client = server.client().await;
+    let wide =
+        |rows| InferRequest::new("wide").input("word", tensor::bytes(&[rows, 1], &vec!["7"; rows]).unwrap());
+    let tall = |rows| {
+        let column = tensor::fp32(&[rows, 1], &vec![1.0; rows]).unwrap();
+        InferRequest::new("tall").input("features", column)
+    };
+    assert_eq!(code_of(&client, wide(2)).await, Code::Ok);
+    assert_eq!(code_of(&client, wide(64)).await, Code::ResourceExhausted);
+    assert_eq!(code_of(&client, tall(2)).await, Code::Ok);
+    assert_eq!(code_of(&client, tall(64)).await, Code::ResourceExhausted);
+    server.until_idle().await;
+}
+
+/// Takes more than a minute: with `tests/run --full` alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_whose_peer_does_not_take_its_answers_is_closed() {
+    if std::env::var_os("SCONCE_FULL").is_none() {
+        return;
+    }
+    let server = Running::start(&Folder::new()).await;
+    let payload = Bytes::from(vec![0; MIB]);
+    let wire = server.wire().await;
+    let (mut upload, answer) = wire.open(&[]).await;
+    upload.send(framed(identity_of(&payload)), true).await.unwrap();
+    let (code, mut body) = answer.head().await;
+    assert_eq!(code, None);
+    assert!(server.metric(HELD).await > 0);
+    let closed = async {
+        // The first window full is there; what follows does not come before the connection ends.
+        while let Some(Ok(_)) = body.data().await {}
+    };
+    tokio::time::timeout(Duration::from_secs(100), closed).await.unwrap();
+    server.until_idle().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,3 +1,4 @@
+use crate::{Error, ErrorCode, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -11,7 +12,8 @@ struct Inner {
     held: AtomicUsize,
 }
 
-/// Bytes taken from a [`ByteBudget`]; dropping it gives them back. It travels with the data it stands for.
+/// Bytes taken from a [`ByteBudget`]; dropping it gives them back. It travels with the data it stands for: a request while it
+/// is read, prepared and executed, then its answer until that has left.
 #[derive(Debug)]
 pub struct Reservation {
     budget: Arc<Inner>,
@@ -24,16 +26,19 @@ impl ByteBudget {
         Self(Arc::new(Inner { limit, held: AtomicUsize::new(0) }))
     }
 
-    /// Takes `bytes`, or `None` when that would pass the limit.
-    pub fn try_reserve(&self, bytes: usize) -> Option<Reservation> {
-        // Only the sum matters and no other memory is published through it, so relaxed is enough.
-        self.0
-            .held
-            .try_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
-                held.checked_add(bytes).filter(|&sum| sum <= self.0.limit)
-            })
-            .ok()
-            .map(|_| Reservation { budget: Arc::clone(&self.0), bytes })
+    /// Takes `bytes`.
+    ///
+    /// # Errors
+    /// `ResourceExhausted` when that would pass the limit.
+    pub fn reserve(&self, bytes: usize) -> Result<Reservation> {
+        let mut reservation = self.empty();
+        reservation.grow(bytes)?;
+        Ok(reservation)
+    }
+
+    /// A reservation of nothing.
+    pub fn empty(&self) -> Reservation {
+        Reservation { budget: Arc::clone(&self.0), bytes: 0 }
     }
 
     /// Bytes held now.
@@ -44,6 +49,51 @@ impl ByteBudget {
     /// The most bytes that may be held at once.
     pub fn limit_bytes(&self) -> usize {
         self.0.limit
+    }
+}
+
+impl Reservation {
+    /// How many bytes it stands for.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Takes `bytes` more.
+    ///
+    /// # Errors
+    /// `ResourceExhausted` when that would pass the limit; it stays as it was.
+    pub fn grow(&mut self, bytes: usize) -> Result<()> {
+        let Inner { limit, held } = &*self.budget;
+        let fitting = |held: usize| held.checked_add(bytes).filter(|sum| sum <= limit);
+        // Only the sum matters and no other memory is published through it, so relaxed is enough.
+        if held.try_update(Ordering::Relaxed, Ordering::Relaxed, fitting).is_err() {
+            return Err(Error::new(
+                ErrorCode::ResourceExhausted,
+                format!(
+                    "{bytes} bytes more would pass the limit of {limit} bytes in flight: try again later"
+                ),
+            ));
+        }
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// Takes what is missing to `bytes`.
+    ///
+    /// # Errors
+    /// As [`grow`](Self::grow).
+    pub fn grow_to(&mut self, bytes: usize) -> Result<()> {
+        self.grow(bytes.saturating_sub(self.bytes))
+    }
+
+    /// Makes it stand for `bytes`, past the limit if need be: for what is there already, such as the answer of a request
+    /// that was executed. Nothing new is let in until the sum is below the limit again.
+    pub fn settle(&mut self, bytes: usize) {
+        match bytes.checked_sub(self.bytes) {
+            Some(more) => self.budget.held.fetch_add(more, Ordering::Relaxed),
+            None => self.budget.held.fetch_sub(self.bytes - bytes, Ordering::Relaxed),
+        };
+        self.bytes = bytes;
     }
 }
 
@@ -60,13 +110,31 @@ mod tests {
     #[test]
     fn holds_no_more_than_its_limit_and_gives_back_on_drop() {
         let budget = ByteBudget::new(100);
-        let first = budget.try_reserve(60).unwrap();
-        assert!(budget.try_reserve(41).is_none());
-        let second = budget.try_reserve(40).unwrap();
-        assert!(budget.try_reserve(1).is_none() && budget.try_reserve(usize::MAX).is_none());
-        drop(first);
-        assert_eq!(budget.held_bytes(), 40);
+        let mut first = budget.reserve(60).unwrap();
+        assert!(budget.reserve(41).is_err());
+        let second = budget.reserve(40).unwrap();
+        assert!(budget.reserve(1).is_err() && budget.reserve(usize::MAX).is_err());
+        assert!(first.grow(1).is_err() && first.grow(usize::MAX).is_err() && first.grow_to(61).is_err());
+        assert!(first.grow_to(10).is_ok());
+        assert_eq!(budget.held_bytes(), 100);
         drop(second);
+        assert!(first.grow(40).is_ok());
+        assert_eq!(budget.held_bytes(), 100);
+        drop(first);
+        assert_eq!(budget.held_bytes(), 0);
+    }
+
+    #[test]
+    fn what_is_there_already_counts_even_past_the_limit() {
+        let budget = ByteBudget::new(100);
+        let mut answer = budget.reserve(60).unwrap();
+        answer.settle(150);
+        assert_eq!(budget.held_bytes(), 150);
+        assert!(budget.reserve(0).is_err());
+        answer.settle(30);
+        assert_eq!(budget.held_bytes(), 30);
+        assert!(budget.reserve(70).is_ok());
+        drop(answer);
         assert_eq!(budget.held_bytes(), 0);
     }
 }

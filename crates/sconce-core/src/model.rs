@@ -1,12 +1,13 @@
 use crate::{Inputs, Result, Signature, Tensor};
 
-/// Where a model's [`LoadedModel::prepare`] should run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Preparation {
-    /// It takes a microsecond or so: run it where the request is.
-    Inline,
-    /// It takes real work (tokenizing): run it on the preparation threads, never on a thread that serves connections.
-    Offload,
+/// What a model's [`LoadedModel::prepare`] will take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Preparation {
+    /// The most bytes it makes beside the inputs.
+    pub bytes: usize,
+    /// Whether it is real work (tokenizing), for the preparation threads and never for a thread that serves connections; else
+    /// it takes microseconds and runs where the request is.
+    pub is_heavy: bool,
 }
 
 /// A model version in memory: weights read, verified and packed once, shared by every instance.
@@ -17,9 +18,9 @@ pub trait LoadedModel: Send + Sync {
     /// Bytes its weights and tables hold.
     fn memory_bytes(&self) -> usize;
 
-    /// Where [`prepare`](Self::prepare) should run.
-    fn preparation(&self) -> Preparation {
-        Preparation::Inline
+    /// What [`prepare`](Self::prepare) will take for these inputs. Cheap.
+    fn preparation(&self, _inputs: &Inputs) -> Preparation {
+        Preparation::default()
     }
 
     /// Turns a request's tensors into what the backend executes: text tokenized, features encoded. After this the

@@ -73,6 +73,16 @@ impl Inputs {
         self.rows
     }
 
+    /// Whether input `index` of the signature was given.
+    pub fn has(&self, index: usize) -> bool {
+        matches!(self.tensors.get(index), Some(Some(_)))
+    }
+
+    /// Bytes of all tensors that were given.
+    pub fn bytes(&self) -> usize {
+        self.tensors.iter().flatten().map(|tensor| tensor.data().len()).sum()
+    }
+
     /// Takes out input `index` of the signature.
     pub fn take(&mut self, index: usize) -> Option<Tensor> {
         self.tensors.get_mut(index).and_then(Option::take)
@@ -85,6 +95,17 @@ impl Inputs {
 }
 
 impl Signature {
+    /// Bytes of an answer of `rows` rows, as far as the shapes of the outputs tell: an output with another open dimension, or
+    /// of strings, counts nothing.
+    pub fn answer_bytes(&self, rows: usize) -> usize {
+        let output_bytes = |spec: &TensorSpec| {
+            let row = |bytes: usize, dim: &Option<usize>| dim.map(|dim| bytes.saturating_mul(dim));
+            let element = spec.datatype.element_bytes();
+            element.and_then(|bytes| spec.shape.iter().skip(1).try_fold(bytes, row)).unwrap_or(0)
+        };
+        rows.saturating_mul(self.outputs.iter().map(output_bytes).sum())
+    }
+
     /// Checks named tensors against this signature.
     ///
     /// # Errors
@@ -233,6 +254,18 @@ mod tests {
             outputs: vec![],
             max_batch_size: 8,
         }
+    }
+
+    #[test]
+    fn an_answer_weighs_what_its_shapes_tell() {
+        let output = |datatype, shape: &[Option<usize>]| TensorSpec::new("y", datatype, shape);
+        let outputs = vec![
+            output(DataType::Fp32, &[None, Some(4), Some(3)]),
+            output(DataType::Fp64, &[None]),
+            output(DataType::Fp32, &[None, None, Some(3)]),
+            output(DataType::Bytes, &[None, Some(1)]),
+        ];
+        assert_eq!(Signature { outputs, ..signature() }.answer_bytes(5), 5 * (48 + 8));
     }
 
     fn refusal(given: &[(&'static str, &[usize])]) -> String {

@@ -1,4 +1,3 @@
-use sconce_core::DeviceId;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -69,7 +68,6 @@ impl Arbiter {
 /// A device and its slots: as many batches run on it at once.
 #[derive(Debug)]
 pub struct Device {
-    id: DeviceId,
     state: Mutex<State>,
     /// Claims that wait, readable without the lock.
     waiting: AtomicUsize,
@@ -89,18 +87,12 @@ pub(crate) struct Slot<'a>(&'a Device);
 
 impl Device {
     /// A device with `slots` slots (at least 1): one a compute core on CPU, one on a GPU.
-    pub fn new(id: DeviceId, slots: usize) -> Self {
+    pub fn new(slots: usize) -> Self {
         Self {
-            id,
             state: Mutex::new(State { arbiter: Arbiter::new(slots.max(1)), waiting: Vec::new() }),
             waiting: AtomicUsize::new(0),
             next_client: AtomicUsize::new(0),
         }
-    }
-
-    /// Which device this is.
-    pub fn id(&self) -> DeviceId {
-        self.id
     }
 
     /// Workers that stand in line for a slot.
@@ -174,7 +166,7 @@ mod tests {
 
     #[test]
     fn slots_bound_what_runs_at_once() {
-        let device = Device::new(DeviceId::Cpu, 2);
+        let device = Device::new(2);
         let (running, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
         std::thread::scope(|scope| {
             for _ in 0..8 {

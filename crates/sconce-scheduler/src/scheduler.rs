@@ -24,8 +24,8 @@ pub struct Submission {
     pub arrived_at: Instant,
     /// How long its preparation took.
     pub prepare_time: Duration,
-    /// The received bytes its tensors point into.
-    pub reservation: Option<Reservation>,
+    /// Its share of the bytes in flight; comes back with the reply.
+    pub reservation: Reservation,
 }
 
 /// The one reply to a request.
@@ -35,6 +35,8 @@ pub struct Reply {
     pub result: Result<InferOutput>,
     /// What happened to the request; `None` when it never ran.
     pub record: Option<ExecutionRecord>,
+    /// The request's share of the bytes in flight, now its answer's.
+    pub reservation: Reservation,
 }
 
 /// A model version's queue and workers. Dropping it closes the queue; [`Scheduler::close`] also waits.
@@ -86,7 +88,7 @@ pub(crate) struct Job {
     pub(crate) arrived_at: Instant,
     pub(crate) prepare_time: Duration,
     reply: oneshot::Sender<Reply>,
-    _reservation: Option<Reservation>,
+    reservation: Reservation,
 }
 
 impl Job {
@@ -95,8 +97,8 @@ impl Job {
     }
 
     /// Sends the reply. A caller that went away meanwhile needs none.
-    pub(crate) fn answer(self, reply: Reply) {
-        let _ = self.reply.send(reply);
+    pub(crate) fn answer(self, result: Result<InferOutput>, record: Option<ExecutionRecord>) {
+        let _ = self.reply.send(Reply { result, record, reservation: self.reservation });
     }
 
     /// Takes the input out for the batch; what stays is what the reply needs.
@@ -182,7 +184,7 @@ impl Scheduler {
         }
         let (reply, receiver) = oneshot::channel();
         let (rows, tokens) = (input.rows, input.tokens());
-        let job = Job { input, arrived_at, prepare_time, reply, _reservation: reservation };
+        let job = Job { input, arrived_at, prepare_time, reply, reservation };
         let mut queue = self.shared.queue();
         if queue.closed {
             return Err(Error::new(ErrorCode::Unavailable, "the model version is being unloaded"));
@@ -288,7 +290,9 @@ impl Shared {
             if queue.batcher.is_empty() || (!queue.closed && queue.batcher.due(now) != Due::Now) {
                 return None;
             }
-            let dispatch = queue.batcher.take(now, Job::abandoned);
+            let mut dispatch = queue.batcher.take(now, Job::abandoned);
+            // The others that will never run hold memory as long as they wait.
+            dispatch.dropped.append(&mut queue.sweep(now));
             if !dispatch.entries.is_empty() {
                 let batch_id = queue.next_batch_id;
                 queue.next_batch_id += 1;
@@ -319,7 +323,7 @@ impl Shared {
         }
         drop(stats);
         for entry in dropped {
-            entry.ticket.answer(Reply { result: Err(Error::deadline_exceeded()), record: None });
+            entry.ticket.answer(Err(Error::deadline_exceeded()), None);
         }
     }
 

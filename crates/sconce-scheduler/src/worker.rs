@@ -1,5 +1,5 @@
 use crate::batcher::Entry;
-use crate::scheduler::{Job, Reply, Shared};
+use crate::scheduler::{Job, Shared};
 use sconce_core::{
     Backend, Batch, BatchOutput, CloseReason, Error, ExecutionRecord, FailReason, ModelInput, Result,
 };
@@ -217,10 +217,11 @@ impl Worker<'_> {
 
         let reply = |(entry, result)| {
             let record = Some(record(&entry));
-            (entry.ticket, Reply { result, record })
+            (entry.ticket, result, record)
         };
         let replies: Vec<_> = entries.into_iter().zip(results).map(reply).collect();
-        let hand_out = move || replies.into_iter().for_each(|(job, reply)| job.answer(reply));
+        let hand_out =
+            move || replies.into_iter().for_each(|(job, result, record)| job.answer(result, record));
         match &self.shared.runtime {
             // Waking callers one by one from here costs a wake-up across threads each; from their own runtime, one in
             // all. The task ends at once; a runtime that has shut down has no callers left.

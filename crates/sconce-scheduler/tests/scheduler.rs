@@ -7,7 +7,7 @@
 
 use proptest::prelude::*;
 use sconce_core::{
-    Backend, Batch, BatchOutput, ByteBudget, CloseReason, DataType, DeviceId, Error, ErrorCode, FailReason,
+    Backend, Batch, BatchOutput, ByteBudget, CloseReason, DataType, Error, ErrorCode, FailReason,
     InferOutput, Inputs, LoadedModel, ModelInput, ModelStats, Result, Signature, Tensor,
 };
 use sconce_scheduler::{BatchPolicy, Device, Priority, Reply, Scheduler, Submission};
@@ -201,7 +201,7 @@ impl Default for Setup {
                 max_delay: Duration::ZERO,
                 queue_depth: 100,
             },
-            device: Arc::new(Device::new(DeviceId::Cpu, 1)),
+            device: Arc::new(Device::new(1)),
         }
     }
 }
@@ -337,7 +337,7 @@ fn request(tag: i64, rows: usize) -> Submission {
         deadline: None,
         arrived_at: Instant::now(),
         prepare_time: Duration::ZERO,
-        reservation: None,
+        reservation: ByteBudget::new(0).empty(),
     }
 }
 
@@ -740,7 +740,7 @@ fn check(
     depth: usize,
     delay: Duration,
 ) -> ModelStats {
-    let device = Arc::new(Device::new(DeviceId::Cpu, slots));
+    let device = Arc::new(Device::new(slots));
     let mut setup = Setup { instances, depth, device, ..Setup::default() };
     setup.policy.max_delay = delay;
     let tag = |thread: usize, index: usize| i64::try_from(thread * 1000 + index).unwrap();
@@ -759,7 +759,7 @@ fn check(
                 for (index, plan) in plans.iter().enumerate() {
                     let answer = scheduler.submit(Submission {
                         priority: Priority::new(plan.level).unwrap(),
-                        reservation: budget.try_reserve(1),
+                        reservation: budget.reserve(1).unwrap(),
                         ..request(tag(thread, index), plan.rows)
                     });
                     if !plan.abandoned {

@@ -10,10 +10,10 @@ use sconce_proto::inference::{ModelInferRequest, ModelInferResponse};
 /// What the front door would refuse the message for.
 pub fn convert(
     signature: &Signature,
-    mut message: ModelInferRequest,
+    message: ModelInferRequest,
     output: InferOutput,
 ) -> Result<ModelInferResponse> {
-    let request = convert::request(&mut message)?;
+    let request = convert::request(message)?;
     request.wanted.check(signature)?;
     signature.check(request.tensors)?;
     let mut response = ModelInferResponse::default();

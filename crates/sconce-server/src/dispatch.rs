@@ -1,9 +1,7 @@
 //! The spine: one request from the route to its answer.
 
 use crate::models::Served;
-use sconce_core::{
-    Error, ErrorCode, ExecutionRecord, InferOutput, ModelInput, Preparation, Reservation, Result, Tensor,
-};
+use sconce_core::{Error, ErrorCode, InferOutput, ModelInput, Preparation, Reservation, Result, Tensor};
 use sconce_scheduler::{Priority, Submission};
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,11 +13,11 @@ pub(crate) struct Job {
     pub(crate) priority: Priority,
     pub(crate) arrived_at: Instant,
     pub(crate) deadline: Option<Instant>,
-    /// The received bytes that `tensors` point into.
-    pub(crate) reservation: Option<Reservation>,
+    /// Its share of the bytes in flight.
+    pub(crate) reservation: Reservation,
 }
 
-/// Threads for preparation that is real work, such as tokenizing: as many at once as there are cores.
+/// Threads for what is real work and no model's, such as tokenizing: as many at once as there are cores.
 pub(crate) struct PreparePool(Arc<Semaphore>);
 
 impl PreparePool {
@@ -27,28 +25,47 @@ impl PreparePool {
         Self(Arc::new(Semaphore::new(threads)))
     }
 
-    async fn prepare(&self, served: &Served, tensors: Vec<(String, Tensor)>) -> Result<ModelInput> {
-        let inputs = served.signature().check(tensors)?;
-        let model = served.scheduler.model();
-        if model.preparation() == Preparation::Inline {
-            return model.prepare(inputs);
+    /// Runs `work`: here, or on one of the threads when it `is_heavy`.
+    ///
+    /// # Errors
+    /// What it failed with; `Internal` when it panicked.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        is_heavy: bool,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        if !is_heavy {
+            return work();
         }
         // The semaphore is never closed; a refusal here could only come at shutdown.
         let closed = |_| Error::new(ErrorCode::Unavailable, "the server is shutting down");
         let permit = Arc::clone(&self.0).acquire_owned().await.map_err(closed)?;
-        let model = Arc::clone(model);
-        let prepared = tokio::task::spawn_blocking(move || {
-            let prepared = model.prepare(inputs);
+        let done = tokio::task::spawn_blocking(move || {
+            let done = work();
             drop(permit);
-            prepared
+            done
         });
-        prepared
-            .await
+        done.await
             .unwrap_or_else(|error| Err(Error::internal("preparing the input failed").with_source(error)))
     }
 }
 
-/// Prepares, schedules and waits. The deadline holds at every step.
+/// A request's tensors as what its model executes. `reservation` grows by what that takes, and to what the answer will.
+async fn prepare(
+    pool: &PreparePool,
+    served: &Served,
+    tensors: Vec<(String, Tensor)>,
+    reservation: &mut Reservation,
+) -> Result<ModelInput> {
+    let inputs = served.signature().check(tensors)?;
+    let model = Arc::clone(served.scheduler.model());
+    let Preparation { bytes, is_heavy } = model.preparation(&inputs);
+    reservation.grow(bytes)?;
+    reservation.grow_to(served.signature().answer_bytes(inputs.rows()))?;
+    pool.run(is_heavy, move || model.prepare(inputs)).await
+}
+
+/// Prepares, schedules and waits. The deadline holds at every step. The reservation comes back with the answer.
 ///
 /// # Errors
 /// Whatever keeps the request from an answer; a failure before the queue is counted here, later ones by the scheduler.
@@ -56,24 +73,24 @@ pub(crate) async fn infer(
     pool: &PreparePool,
     served: &Served,
     job: Job,
-) -> Result<(InferOutput, Option<ExecutionRecord>)> {
-    let (arrived_at, deadline) = (job.arrived_at, job.deadline);
+) -> Result<(InferOutput, Reservation)> {
+    let Job { tensors, priority, arrived_at, deadline, mut reservation } = job;
     let replied = async {
         let started_at = Instant::now();
-        let input = within(deadline, pool.prepare(served, job.tensors)).await??;
+        let input = within(deadline, prepare(pool, served, tensors, &mut reservation)).await??;
         served.scheduler.submit(Submission {
             input,
-            priority: job.priority,
+            priority,
             deadline,
             arrived_at,
             prepare_time: started_at.elapsed(),
-            reservation: job.reservation,
+            reservation,
         })
     };
     let receiver =
         replied.await.inspect_err(|error| served.scheduler.count_failure(error, arrived_at.elapsed()))?;
     let reply = within(deadline, receiver).await?.map_err(|_| Error::internal("the request was lost"))?;
-    Ok((reply.result?, reply.record))
+    Ok((reply.result?, reply.reservation))
 }
 
 /// `future`, unless the deadline comes first.

@@ -367,7 +367,7 @@ impl Models {
             DeviceId::Cpu => cores(),
             DeviceId::Cuda(_) => 1,
         };
-        Arc::clone(devices.entry(id).or_insert_with(|| Arc::new(Device::new(id, slots))))
+        Arc::clone(devices.entry(id).or_insert_with(|| Arc::new(Device::new(slots))))
     }
 }
 

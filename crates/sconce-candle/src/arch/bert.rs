@@ -421,8 +421,8 @@ impl LoadedModel for Model {
         self.network.bytes() + self.tokens.text.as_ref().map_or(0, Text::memory_bytes)
     }
 
-    fn preparation(&self) -> Preparation {
-        if self.tokens.text.is_some() { Preparation::Offload } else { Preparation::Inline }
+    fn preparation(&self, inputs: &Inputs) -> Preparation {
+        self.tokens.preparation(inputs)
     }
 
     fn prepare(&self, inputs: Inputs) -> Result<ModelInput> {

@@ -8,8 +8,8 @@ use crate::weights::Weights;
 use crate::{ModelSettings, Problems, device};
 use candle_core::Tensor;
 use sconce_core::{
-    Backend, Batch, BatchOutput, DataType, Error, Inputs, LoadedModel, ModelInput, Result, Signature,
-    TensorSpec,
+    Backend, Batch, BatchOutput, DataType, Error, Inputs, LoadedModel, ModelInput, Preparation, Result,
+    Signature, TensorSpec,
 };
 use std::sync::Arc;
 
@@ -230,6 +230,10 @@ impl LoadedModel for Model {
 
     fn memory_bytes(&self) -> usize {
         self.network.layers.iter().map(Dense::bytes).sum()
+    }
+
+    fn preparation(&self, inputs: &Inputs) -> Preparation {
+        self.features.preparation(inputs)
     }
 
     fn prepare(&self, inputs: Inputs) -> Result<ModelInput> {

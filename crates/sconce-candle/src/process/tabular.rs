@@ -1,10 +1,12 @@
 use crate::Problems;
 use crate::keys::Keys;
-use sconce_core::{DataType, Error, Inputs, Result, Tensor, TensorSpec, abbreviate};
+use sconce_core::{DataType, Error, Inputs, Preparation, Result, Tensor, TensorSpec, abbreviate};
 use std::collections::{HashMap, HashSet};
 
 /// The most columns a row may have once encoded.
 const MAX_WIDTH: usize = 1 << 20;
+/// The most that is encoded on the thread that serves the connection.
+const INLINE_BYTES: usize = 256 << 10;
 /// Words of a vocabulary that a message shows.
 const SHOWN_WORDS: usize = 5;
 
@@ -76,6 +78,12 @@ impl Features {
         let form = inputs.len();
         inputs.extend(self.0.iter().map(|feature| TensorSpec { form, ..feature.spec() }));
         inputs
+    }
+
+    /// What encoding takes: the encoded rows, while they are laid out once more.
+    pub(crate) fn preparation(&self, inputs: &Inputs) -> Preparation {
+        let bytes = inputs.rows().saturating_mul(self.width() * 2 * size_of::<f32>());
+        Preparation { bytes, is_heavy: bytes > INLINE_BYTES }
     }
 
     /// Encodes a request as one FP32 tensor [rows, width]. Without declared features it is the caller's own

@@ -1,5 +1,8 @@
 use crate::process::text::Text;
-use sconce_core::{DataType, Error, Inputs, ModelInput, Result, Tensor, TensorSpec};
+use sconce_core::{DataType, Error, Inputs, ModelInput, Preparation, Result, Tensor, TensorSpec};
+
+/// The most token ids that are checked on the thread that serves the connection.
+const INLINE_TOKENS: usize = 16_384;
 
 /// Turns texts, or token ids, into the tokens a BERT-like model computes: padding left out, positions kept.
 #[derive(Debug)]
@@ -45,6 +48,22 @@ impl Tokens {
             inputs.push(matrix("token_type_ids", true));
         }
         inputs
+    }
+
+    /// What [`prepare`](Self::prepare) takes: three numbers of eight bytes a token, while they are laid out once more. A text
+    /// has at most a token a byte, the special ones, and no more than the model has positions for.
+    pub(crate) fn preparation(&self, inputs: &Inputs) -> Preparation {
+        const SPECIAL_TOKENS: usize = 4;
+        let is_text = self.text.is_some() && inputs.has(0);
+        let tokens = if is_text {
+            (inputs.bytes() + inputs.rows() * SPECIAL_TOKENS).min(inputs.rows() * self.positions)
+        } else {
+            inputs.bytes() / size_of::<i64>()
+        };
+        Preparation {
+            bytes: tokens.saturating_mul(6 * size_of::<i64>()),
+            is_heavy: is_text || tokens > INLINE_TOKENS,
+        }
     }
 
     /// Three INT64 tensors over all tokens of the request: ids, types, positions.

@@ -17,6 +17,7 @@ type Parameters = BTreeMap<String, InferParameter>;
 /// A request's tensors by name, its parameters, and how it wants its answer.
 #[derive(Debug)]
 pub(crate) struct Request {
+    pub(crate) id: String,
     pub(crate) tensors: Vec<(String, Tensor)>,
     pub(crate) priority: Priority,
     /// How long the caller gives the request, counted from its arrival.
@@ -39,10 +40,9 @@ struct WantedOutput {
 }
 
 /// Checks a message by itself: datatypes, shapes, sizes, parameters. Whether the model takes them is for its signature.
-pub(crate) fn request(message: &mut ModelInferRequest) -> Result<Request> {
+pub(crate) fn request(message: ModelInferRequest) -> Result<Request> {
     let (priority, timeout) = request_parameters(&message.parameters)?;
-    let raw = std::mem::take(&mut message.raw_input_contents);
-    let inputs = std::mem::take(&mut message.inputs);
+    let ModelInferRequest { id, inputs, outputs, raw_input_contents: raw, .. } = message;
     let typed = inputs.iter().any(|input| input.contents.is_some());
     if typed && !raw.is_empty() {
         return Err(Error::invalid("give contents either raw or typed for all inputs, not both"));
@@ -56,9 +56,8 @@ pub(crate) fn request(message: &mut ModelInferRequest) -> Result<Request> {
     }
     let mut raw = raw.into_iter();
     let tensors = inputs.into_iter().map(|input| tensor(input, raw.next())).collect::<Result<_>>()?;
-    let outputs = std::mem::take(&mut message.outputs);
     let outputs = outputs.into_iter().map(wanted_output).collect::<Result<_>>()?;
-    Ok(Request { tensors, priority, timeout, wanted: Wanted { outputs, typed } })
+    Ok(Request { id, tensors, priority, timeout, wanted: Wanted { outputs, typed } })
 }
 
 fn request_parameters(parameters: &Parameters) -> Result<(Priority, Option<Duration>)> {
@@ -373,17 +372,17 @@ mod tests {
         }
     }
 
-    fn refusal(mut message: ModelInferRequest) -> String {
-        let error = request(&mut message).unwrap_err();
+    fn refusal(message: ModelInferRequest) -> String {
+        let error = request(message).unwrap_err();
         assert_eq!(error.code(), ErrorCode::InvalidArgument, "{error}");
         error.to_string()
     }
 
     #[test]
     fn raw_bytes_are_not_copied() {
-        let mut message = raw("FP32", &[1, 2], &[0; 8]);
+        let message = raw("FP32", &[1, 2], &[0; 8]);
         let before = message.raw_input_contents[0].as_ptr();
-        let request = request(&mut message).unwrap();
+        let request = request(message).unwrap();
         assert_eq!(request.tensors[0].1.data().as_ptr(), before);
     }
 
@@ -420,7 +419,7 @@ mod tests {
         assert!(refusal(typed("INT32", &[3], ints(&[1, 2]))).contains("expected 12 bytes"));
         assert!(refusal(typed("FP32", &[1], ints(&[1]))).contains("travels in fp32_contents"));
         assert!(refusal(typed("BF16", &[1], ints(&[]))).contains("send it raw"));
-        let good = request(&mut typed("INT8", &[2], ints(&[-128, 127]))).unwrap();
+        let good = request(typed("INT8", &[2], ints(&[-128, 127]))).unwrap();
         assert_eq!(good.tensors[0].1.data()[..], [0x80, 0x7f]);
     }
 
@@ -450,7 +449,7 @@ mod tests {
         for (datatype, contents) in cases {
             let mut message = message(datatype, &[3]);
             message.inputs[0].contents = Some(contents.clone());
-            let request = request(&mut message).unwrap();
+            let request = request(message).unwrap();
             assert_eq!(typed_contents(&request.tensors[0].1), contents, "{datatype}");
         }
     }
@@ -462,22 +461,16 @@ mod tests {
             message.parameters.insert(name.into(), InferParameter { parameter_choice: Some(choice) });
             message
         };
-        assert_eq!(
-            request(&mut with("priority", ParameterChoice::Int64Param(1))).unwrap().priority.level(),
-            1
-        );
-        assert_eq!(
-            request(&mut with("priority", ParameterChoice::Uint64Param(2))).unwrap().priority.level(),
-            2
-        );
-        let timeout = request(&mut with("timeout", ParameterChoice::Int64Param(1500))).unwrap().timeout;
+        assert_eq!(request(with("priority", ParameterChoice::Int64Param(1))).unwrap().priority.level(), 1);
+        assert_eq!(request(with("priority", ParameterChoice::Uint64Param(2))).unwrap().priority.level(), 2);
+        let timeout = request(with("timeout", ParameterChoice::Int64Param(1500))).unwrap().timeout;
         assert_eq!(timeout, Some(Duration::from_micros(1500)));
         assert!(refusal(with("priority", ParameterChoice::Int64Param(-1))).contains("at least 0"));
         assert!(refusal(with("priority", ParameterChoice::StringParam("1".into()))).contains("integer"));
         assert!(refusal(with("priority", ParameterChoice::Uint64Param(9))).contains("0 (default) to 8"));
-        let sequence = request(&mut with("sequence_id", ParameterChoice::Int64Param(7))).unwrap_err();
+        let sequence = request(with("sequence_id", ParameterChoice::Int64Param(7))).unwrap_err();
         assert_eq!(sequence.code(), ErrorCode::Unimplemented);
-        assert!(request(&mut with("sequence_id", ParameterChoice::Int64Param(0))).is_ok());
+        assert!(request(with("sequence_id", ParameterChoice::Int64Param(0))).is_ok());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! are reserved here, or the call is refused, before anything is buffered. A message that arrives in one piece is not
 //! copied.
 
+use crate::grpc::call::Call;
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame};
@@ -12,8 +13,9 @@ use prost::Message;
 use sconce_core::{ByteBudget, Error, ErrorCode, Reservation, Result};
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const PREFIX_BYTES: usize = 5;
 
@@ -27,7 +29,12 @@ pub(crate) struct MessageReader<B> {
     chunk: Bytes,
     budget: ByteBudget,
     max_message_bytes: usize,
+    /// Bytes of a refused message that are still to come.
+    refused_bytes: usize,
 }
+
+/// A message with its share of the budget.
+pub(crate) type Received = (Bytes, Reservation);
 
 impl<B> MessageReader<B>
 where
@@ -35,15 +42,17 @@ where
     B::Error: std::error::Error + Send + Sync + 'static,
 {
     pub(crate) fn new(body: B, budget: ByteBudget, max_message_bytes: usize) -> Self {
-        Self { body, chunk: Bytes::new(), budget, max_message_bytes }
+        Self { body, chunk: Bytes::new(), budget, max_message_bytes, refused_bytes: 0 }
     }
 
-    /// The next message with its share of the budget, or `None` at the end of the call.
+    /// The next message, or why it alone is refused (`ResourceExhausted` over the budget); `None` at the end of the call.
     ///
     /// # Errors
-    /// `ResourceExhausted` over the message bound or the budget, `Unimplemented` for a compressed message,
-    /// `InvalidArgument` for a call that ends inside a message, `Cancelled` when the connection breaks.
-    pub(crate) async fn next(&mut self) -> Result<Option<(Bytes, Reservation)>> {
+    /// What ends the call: `ResourceExhausted` over the message bound, `Unimplemented` for a compressed message,
+    /// `InvalidArgument` for a call that ends inside a message, `DeadlineExceeded` for a message that takes too long,
+    /// `Cancelled` when the connection breaks.
+    pub(crate) async fn next(&mut self) -> Result<Option<Result<Received>>> {
+        in_time(self.skip_refused()).await?;
         while self.chunk.len() < PREFIX_BYTES {
             let Some(more) = self.receive().await? else {
                 return if self.chunk.is_empty() { Ok(None) } else { Err(ended_early()) };
@@ -64,18 +73,19 @@ where
                 format!("the message has {len} bytes, the limit is {}", self.max_message_bytes),
             ));
         }
-        let reservation = reserve(&self.budget, len)?;
-        if self.chunk.len() >= len {
-            return Ok(Some((self.chunk.split_to(len), reservation)));
-        }
-        let rest = tokio::time::timeout(ARRIVAL_LIMIT, self.collect(len)).await;
-        let message = rest.unwrap_or_else(|_| {
-            Err(Error::new(
-                ErrorCode::DeadlineExceeded,
-                format!("the message took longer than {ARRIVAL_LIMIT:?} to arrive"),
-            ))
-        })?;
-        Ok(Some((message, reservation)))
+        let reservation = match self.budget.reserve(len) {
+            Ok(reservation) => reservation,
+            Err(error) => {
+                self.refused_bytes = len;
+                return Ok(Some(Err(error)));
+            }
+        };
+        let message = if self.chunk.len() >= len {
+            self.chunk.split_to(len)
+        } else {
+            in_time(self.collect(len)).await?
+        };
+        Ok(Some(Ok((message, reservation))))
     }
 
     /// Gathers a message of `len` bytes from several chunks.
@@ -88,6 +98,19 @@ where
             self.chunk = more;
         }
         Ok(message.freeze())
+    }
+
+    /// Lets go of what comes of a refused message.
+    async fn skip_refused(&mut self) -> Result<()> {
+        loop {
+            let skipped = self.chunk.len().min(self.refused_bytes);
+            self.chunk.advance(skipped);
+            self.refused_bytes -= skipped;
+            if self.refused_bytes == 0 {
+                return Ok(());
+            }
+            self.chunk = self.receive().await?.ok_or_else(ended_early)?;
+        }
     }
 
     async fn receive(&mut self) -> Result<Option<Bytes>> {
@@ -111,36 +134,34 @@ fn ended_early() -> Error {
     Error::invalid("the call ended inside a message")
 }
 
-/// `len` bytes of the budget.
-///
-/// # Errors
-/// `ResourceExhausted` when there are not as many.
-pub(crate) fn reserve(budget: &ByteBudget, len: usize) -> Result<Reservation> {
-    budget.try_reserve(len).ok_or_else(|| {
-        let limit = budget.limit_bytes();
-        let message =
-            format!("{len} bytes more would pass the limit of {limit} bytes in flight: try again later");
-        Error::new(ErrorCode::ResourceExhausted, message)
+/// What comes of a message, which has a limited time for it.
+async fn in_time<T>(arrival: impl Future<Output = Result<T>>) -> Result<T> {
+    let arrived = tokio::time::timeout(ARRIVAL_LIMIT, arrival).await;
+    arrived.unwrap_or_else(|_| {
+        let message = format!("the message took longer than {ARRIVAL_LIMIT:?} to arrive");
+        Err(Error::new(ErrorCode::DeadlineExceeded, message))
     })
 }
 
-/// Encodes a message with its prefix. It counts among the bytes in flight until the last byte is sent: an answer that
-/// nobody reads is held like a request.
+/// Encodes the answer of `call` with its prefix. Its request's reservation becomes its own and is held until the last byte was
+/// sent: an answer that nobody reads is held like a request.
 ///
 /// # Errors
-/// `ResourceExhausted` over the budget, `Internal` for more than a message can carry.
-pub(crate) fn encode(message: &impl Message, budget: &ByteBudget) -> Result<Bytes> {
+/// `Internal` for more than a message can carry.
+pub(crate) fn encode(message: impl Message, mut reservation: Reservation, call: &Arc<Call>) -> Result<Bytes> {
     let len = message.encoded_len();
     if i32::try_from(len).is_err() {
         return Err(Error::internal(format!("the answer has {len} bytes, more than a message can carry")));
     }
-    let reservation = reserve(budget, len)?;
     let mut buffer = BytesMut::with_capacity(PREFIX_BYTES + len);
     buffer.extend_from_slice(&[0]);
     buffer.extend_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes());
     // The buffer has room: encoding into it cannot fail.
     let _ = message.encode(&mut buffer);
-    Ok(Bytes::from_owner(Reserved { message: buffer, _reservation: reservation }))
+    drop(message);
+    reservation.settle(len);
+    call.add(buffer.len(), Instant::now());
+    Ok(Bytes::from_owner(Answer { message: buffer, _reservation: reservation, call: Arc::clone(call) }))
 }
 
 /// The trailers of a call that went well.
@@ -150,15 +171,22 @@ pub(crate) fn ok_trailers() -> HeaderMap {
     trailers
 }
 
-/// An answer's bytes with their share of the budget, which they hold to the last one: HTTP/2 keeps what it has not sent.
-struct Reserved {
+/// An answer's bytes. HTTP/2 keeps what it has not sent, so they end with the last one.
+struct Answer {
     message: BytesMut,
     _reservation: Reservation,
+    call: Arc<Call>,
 }
 
-impl AsRef<[u8]> for Reserved {
+impl AsRef<[u8]> for Answer {
     fn as_ref(&self) -> &[u8] {
         &self.message
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.call.remove(self.message.len(), Instant::now());
     }
 }
 
@@ -217,8 +245,8 @@ mod tests {
             let budget = ByteBudget::new(100);
             let mut reader = reader(bytes.chunks(size).map(<[u8]>::to_vec).collect(), &budget);
             let mut got = Vec::new();
-            while let Some((message, _reservation)) = reader.next().await.unwrap() {
-                got.push(message);
+            while let Some(received) = reader.next().await.unwrap() {
+                got.push(received.unwrap().0);
             }
             assert_eq!(got, [&b"one"[..], b"", b"a longer third message"], "in chunks of {size}");
             assert_eq!(budget.held_bytes(), 0);
@@ -229,14 +257,36 @@ mod tests {
     async fn the_length_prefix_alone_reserves_and_refuses() {
         let budget = ByteBudget::new(60);
         let mut first = reader(vec![framed(&[&[7; 50]])], &budget);
-        let (_, held) = first.next().await.unwrap().unwrap();
+        let (_, held) = first.next().await.unwrap().unwrap().unwrap();
         // Only the prefix of the second message has come.
         let mut second = reader(vec![vec![0, 0, 0, 0, 20]], &budget);
-        assert_eq!(second.next().await.unwrap_err().code(), ErrorCode::ResourceExhausted);
+        let refused = second.next().await.unwrap().unwrap().unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::ResourceExhausted);
         let mut huge = reader(vec![vec![0, 0xff, 0xff, 0xff, 0xff]], &budget);
         assert_eq!(huge.next().await.unwrap_err().code(), ErrorCode::ResourceExhausted);
         drop(held);
         assert_eq!(budget.held_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_refused_message_is_let_go_and_the_next_one_read() {
+        let bytes = framed(&[&[7; 50], &[8; 70], b"after"]);
+        for size in 1..=bytes.len() {
+            let budget = ByteBudget::new(60);
+            let mut reader = reader(bytes.chunks(size).map(<[u8]>::to_vec).collect(), &budget);
+            let mut next =
+                async || reader.next().await.unwrap().map(|received| received.map(|(m, _)| m.len()).ok());
+            assert_eq!(
+                (next().await, next().await, next().await),
+                (Some(Some(50)), Some(None), Some(Some(5)))
+            );
+            assert_eq!(next().await, None);
+            assert_eq!(budget.held_bytes(), 0);
+        }
+        let budget = ByteBudget::new(60);
+        let mut cut = reader(vec![framed(&[&[8; 70]])[..40].to_vec()], &budget);
+        assert!(cut.next().await.unwrap().unwrap().is_err());
+        assert_eq!(cut.next().await.unwrap_err().code(), ErrorCode::InvalidArgument);
     }
 
     #[tokio::test]

@@ -3,8 +3,9 @@
 
 use crate::dispatch::{self, Job};
 use crate::door::Door;
+use crate::grpc::call::Call;
 use crate::grpc::convert;
-use crate::grpc::frames::{self, ARRIVAL_LIMIT, MessageReader, UnaryBody};
+use crate::grpc::frames::{self, ARRIVAL_LIMIT, MessageReader, Received, UnaryBody};
 use crate::grpc::status;
 use crate::grpc::weight;
 use bytes::Bytes;
@@ -26,20 +27,26 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// Requests of one stream that are worked on at once. Replies keep the order of the requests.
 const STREAM_CONCURRENCY: usize = 64;
+/// The largest message that is decoded and checked on the thread that serves its connection.
+const INLINE_MESSAGE_BYTES: usize = 256 << 10;
 
 /// Answers one `ModelInfer` call.
-pub(crate) async fn unary<B>(door: &Door, request: Request<B>) -> Response<tonic::body::Body>
+pub(crate) async fn unary<B>(
+    door: &Door,
+    call: &Arc<Call>,
+    request: Request<B>,
+) -> Response<tonic::body::Body>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + Send + Sync + 'static,
 {
-    match infer_unary(door, request).await {
+    match infer_unary(door, call, request).await {
         Ok(answer) => respond(tonic::body::Body::new(UnaryBody::new(answer))),
         Err(error) => refuse(&error),
     }
 }
 
-async fn infer_unary<B>(door: &Door, request: Request<B>) -> Result<Bytes>
+async fn infer_unary<B>(door: &Door, call: &Arc<Call>, request: Request<B>) -> Result<Bytes>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + Send + Sync + 'static,
@@ -49,19 +56,22 @@ where
     let deadline = call_deadline(&head.headers, arrived_at)?;
     let mut reader = MessageReader::new(body, door.budget.clone(), door.limits.max_message_bytes);
     let arrive_by = deadline.into_iter().chain(arrived_at.checked_add(ARRIVAL_LIMIT)).min();
-    let message = dispatch::within(arrive_by, reader.next()).await.flatten().inspect_err(|error| {
-        if error.code() == ErrorCode::ResourceExhausted {
-            door.refused.fetch_add(1, Ordering::Relaxed);
-        }
-    })?;
-    let (message, reservation) = message.ok_or_else(|| Error::invalid("the call carries no message"))?;
-    let (request, _decoded) = decode(door, message)?;
-    let response = infer(door, request, reservation, arrived_at, deadline).await?;
-    frames::encode(&response, &door.budget)
+    let received = match dispatch::within(arrive_by, reader.next()).await.flatten() {
+        Ok(Some(received)) => received,
+        Ok(None) => Err(Error::invalid("the call carries no message")),
+        Err(error) => Err(error),
+    };
+    let (request, reservation) = decode(door, received, deadline).await?;
+    let (response, reservation) = infer(door, request, reservation, arrived_at, deadline).await?;
+    frames::encode(response, reservation, call)
 }
 
 /// Answers one `ModelStreamInfer` call: reads requests and gives replies, in order, until the caller ends the stream.
-pub(crate) fn streaming<B>(door: Arc<Door>, request: Request<B>) -> Response<tonic::body::Body>
+pub(crate) fn streaming<B>(
+    door: Arc<Door>,
+    call: Arc<Call>,
+    request: Request<B>,
+) -> Response<tonic::body::Body>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: std::error::Error + Send + Sync + 'static,
@@ -77,12 +87,11 @@ where
     let replies = messages(reader, deadline)
         .take_until(async move { draining.cancelled().await })
         .map(move |message| {
-            let door = Arc::clone(&door);
+            let (door, call) = (Arc::clone(&door), Arc::clone(&call));
             // A task of its own: it comes to its end, and lets go of its model, even when the caller does not read.
-            let reply =
-                tokio::spawn(
-                    async move { stream_reply(&door, message, deadline, errors_end_the_stream).await },
-                );
+            let reply = tokio::spawn(async move {
+                stream_reply(&door, &call, message, deadline, errors_end_the_stream).await
+            });
             AbortOnDropHandle::new(reply)
         })
         .buffered(STREAM_CONCURRENCY)
@@ -92,11 +101,12 @@ where
     respond(tonic::body::Body::new(StreamBody::new(framed(replies))))
 }
 
-/// The messages of a call; the first error, or the deadline, is the last item.
+/// The messages of a call. What ends it, or the deadline, is the last item's error; an item's own error says why that message
+/// alone is refused.
 fn messages<B>(
     reader: MessageReader<B>,
     deadline: Option<Instant>,
-) -> impl Stream<Item = Result<(Bytes, Reservation)>>
+) -> impl Stream<Item = Result<Result<Received>>>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + Send + Sync + 'static,
@@ -133,53 +143,50 @@ fn framed(
 
 async fn stream_reply(
     door: &Door,
-    message: Result<(Bytes, Reservation)>,
+    call: &Arc<Call>,
+    message: Result<Result<Received>>,
     deadline: Option<Instant>,
     errors_end_the_stream: bool,
 ) -> Result<Bytes> {
     let arrived_at = Instant::now();
-    let (message, reservation) = message?;
+    let received = message?;
     let mut id = String::new();
     let answered = async {
-        let (request, _decoded) = decode(door, message)?;
+        let (request, reservation) = decode(door, received, deadline).await?;
         id.clone_from(&request.id);
-        let response = infer(door, request, reservation, arrived_at, deadline).await?;
-        encode_stream_reply(door, String::new(), response)
+        infer(door, request, reservation, arrived_at, deadline).await
     };
-    match answered.await {
-        Err(error) if !errors_end_the_stream => {
-            let message = status::of(&error).message().to_owned();
-            encode_stream_reply(door, message, ModelInferResponse { id, ..ModelInferResponse::default() })
+    let (error_message, mut response, reservation) = match answered.await {
+        Ok((response, reservation)) => (String::new(), response, reservation),
+        Err(error) if errors_end_the_stream => return Err(error),
+        Err(error) => {
+            let response = ModelInferResponse { id, ..ModelInferResponse::default() };
+            (status::of(&error).message().to_owned(), response, door.budget.empty())
         }
-        answered => answered,
-    }
-}
-
-fn encode_stream_reply(
-    door: &Door,
-    error_message: String,
-    mut response: ModelInferResponse,
-) -> Result<Bytes> {
+    };
     let last = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
     response.parameters.insert("triton_final_response".to_owned(), last);
-    frames::encode(&ModelStreamInferResponse { error_message, infer_response: Some(response) }, &door.budget)
+    let reply = ModelStreamInferResponse { error_message, infer_response: Some(response) };
+    frames::encode(reply, reservation, call)
 }
 
-/// One request, from the message to the message.
+/// One request, from the message to the message. Its reservation comes back with the answer.
 async fn infer(
     door: &Door,
-    mut message: ModelInferRequest,
+    message: ModelInferRequest,
     reservation: Reservation,
     arrived_at: Instant,
     call_deadline: Option<Instant>,
-) -> Result<ModelInferResponse> {
+) -> Result<(ModelInferResponse, Reservation)> {
     if door.draining.is_cancelled() {
         return Err(Error::new(ErrorCode::Unavailable, "the server is draining"));
     }
     let served = door.models.route(&message.model_name, &message.model_version)?;
     let prediction_id = PredictionId::new();
     let count = |error: &Error| served.scheduler.count_failure(error, arrived_at.elapsed());
-    let request = convert::request(&mut message).inspect_err(count)?;
+    let is_large = reservation.bytes() > INLINE_MESSAGE_BYTES;
+    let converted = door.prepare.run(is_large, move || convert::request(message));
+    let request = dispatch::within(call_deadline, converted).await.flatten().inspect_err(count)?;
     request.wanted.check(served.signature()).inspect_err(count)?;
     let own_deadline = request.timeout.and_then(|timeout| arrived_at.checked_add(timeout));
     let job = Job {
@@ -187,28 +194,44 @@ async fn infer(
         priority: request.priority,
         arrived_at,
         deadline: own_deadline.into_iter().chain(call_deadline).min(),
-        reservation: Some(reservation),
+        reservation,
     };
-    let (output, _record) = dispatch::infer(&door.prepare, &served, job).await?;
+    let (output, reservation) = dispatch::infer(&door.prepare, &served, job).await?;
     let mut response = ModelInferResponse {
-        model_name: message.model_name,
+        model_name: served.name.to_string(),
         model_version: served.version_text.clone(),
-        id: message.id,
+        id: request.id,
         ..ModelInferResponse::default()
     };
     let prediction_id = ParameterChoice::StringParam(prediction_id.to_string());
     let prediction_id = InferParameter { parameter_choice: Some(prediction_id) };
     response.parameters.insert("prediction_id".to_owned(), prediction_id);
     request.wanted.answer(served.signature(), output, &mut response)?;
-    Ok(response)
+    Ok((response, reservation))
 }
 
 /// Decodes a message, with what that takes reserved first.
-fn decode(door: &Door, message: Bytes) -> Result<(ModelInferRequest, Reservation)> {
-    let reservation = frames::reserve(&door.budget, weight::decoded_bytes(&message))?;
-    let request = ModelInferRequest::decode(message)
-        .map_err(|error| Error::invalid(format!("the message is no ModelInferRequest: {error}")))?;
-    Ok((request, reservation))
+async fn decode(
+    door: &Door,
+    received: Result<Received>,
+    deadline: Option<Instant>,
+) -> Result<(ModelInferRequest, Reservation)> {
+    let decoded = async {
+        let (message, mut reservation) = received?;
+        let is_large = message.len() > INLINE_MESSAGE_BYTES;
+        let work = move || {
+            reservation.grow(weight::decoded_bytes(&message)?)?;
+            let request = ModelInferRequest::decode(message)
+                .map_err(|error| Error::invalid(format!("the message is no ModelInferRequest: {error}")))?;
+            Ok((request, reservation))
+        };
+        door.prepare.run(is_large, work).await
+    };
+    dispatch::within(deadline, decoded).await.flatten().inspect_err(|error| {
+        if error.code() == ErrorCode::ResourceExhausted {
+            door.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    })
 }
 
 fn respond(body: tonic::body::Body) -> Response<tonic::body::Body> {

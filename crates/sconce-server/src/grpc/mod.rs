@@ -1,5 +1,6 @@
 //! The gRPC listeners: accept within bounds, route calls, stop cleanly.
 
+mod call;
 pub(crate) mod convert;
 mod frames;
 mod inference;
@@ -8,6 +9,7 @@ mod status;
 mod weight;
 
 use crate::door::Door;
+use call::{Call, Calls};
 use futures_util::{StreamExt as _, stream};
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as _, Frame};
@@ -23,7 +25,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -72,6 +74,8 @@ const MAX_HEADER_BYTES: u32 = 16 << 10;
 const MAX_CONCURRENT_STREAMS: u32 = 1024;
 /// How long after the drain began an open watch may still report.
 const LAST_WORD: Duration = Duration::from_millis(200);
+/// How often a connection's answers are looked at: see [`Calls::stuck`].
+const LOOK_AT_ANSWERS: Duration = Duration::from_secs(10);
 /// A peer that does not answer a ping within twice this is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
@@ -157,14 +161,16 @@ impl Listener {
         if !matches!(greeted, Ok(Ok(()))) {
             return;
         }
+        let calls = Arc::new(Calls::default());
+        let watched = Arc::clone(&calls);
         let service = service_fn(move |request| {
-            let listener = self.clone();
+            let (listener, calls) = (self.clone(), Arc::clone(&calls));
             async move {
                 Ok::<_, Infallible>(if refused {
                     let limit = listener.door.limits.max_connections;
                     inference::refuse(&exhausted(format!("the server has {limit} connections, its limit")))
                 } else {
-                    listener.route(request).await
+                    listener.route(&calls, request).await
                 })
             }
         });
@@ -179,11 +185,19 @@ impl Listener {
             .keep_alive_timeout(KEEP_ALIVE);
         let connection = http2.serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+        let mut look = tokio::time::interval(LOOK_AT_ANSWERS);
+        let mut stopping = false;
+        let ended = loop {
+            tokio::select! {
+                ended = connection.as_mut() => break ended,
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                _ = look.tick() => if watched.stuck(Instant::now()) {
+                    tracing::debug!("a connection was closed: its peer does not take its answers");
+                    return;
+                },
             }
         };
         if let Err(error) = ended {
@@ -192,24 +206,26 @@ impl Listener {
     }
 
     /// One call. It holds its place among all calls until its answer is sent.
-    async fn route(mut self, request: Request<Incoming>) -> Response<Body> {
-        let Ok(permit) = Arc::clone(&self.door.streams).try_acquire_owned() else {
+    async fn route(mut self, calls: &Arc<Calls>, request: Request<Incoming>) -> Response<Body> {
+        let Ok(place) = Arc::clone(&self.door.streams).try_acquire_owned() else {
             self.door.refused.fetch_add(1, Ordering::Relaxed);
             let limit = self.door.limits.max_streams;
             return inference::refuse(&exhausted(format!(
                 "the server has {limit} calls in progress, its limit"
             )));
         };
+        let call = Call::new(calls, place, Instant::now());
         match request.uri().path() {
-            // Unary: the answer's body is whole when the handler returns, so its place is free then.
-            "/inference.GRPCInferenceService/ModelInfer" => inference::unary(&self.door, request).await,
+            "/inference.GRPCInferenceService/ModelInfer" => {
+                inference::unary(&self.door, &call, request).await
+            }
             "/inference.GRPCInferenceService/ModelStreamInfer" => {
-                inference::streaming(self.door, request).map(|body| held(body, permit))
+                inference::streaming(self.door, call, request)
             }
             _ => match self.routes.call(request).await {
                 Ok(response) => {
                     let draining = self.door.draining.clone();
-                    response.map(|body| held(until_drained(body, draining), permit))
+                    response.map(|body| held(until_drained(body, draining), call))
                 }
                 Err(never) => match never {},
             },

@@ -2,6 +2,7 @@
 //! and the bound on bytes in flight must hold for those.
 
 use bytes::Buf;
+use sconce_core::{Error, Result};
 
 /// Bytes of a decoded submessage of any kind, with the vector that holds it while it grows.
 const SUBMESSAGE_BYTES: usize = 640;
@@ -12,20 +13,39 @@ const STRING_BYTES: usize = 64;
 const INTEGERS_SWELL: usize = 16;
 const ENTRIES_SWELL: usize = 32;
 
+/// Inputs, their contents and wanted outputs of a message, all together: each is cheap to send and costs work until it is
+/// refused, and no model has as many.
+const MAX_TENSORS: usize = 8192;
+
 /// Bytes that decoding a `ModelInferRequest` takes beside the message itself, never less than it really does. A message that
 /// is broken weighs what was read of it: decoding stops there as well.
-pub(crate) fn decoded_bytes(message: &[u8]) -> usize {
-    sum(message, |field, payload| match field {
-        // inputs
-        5 => SUBMESSAGE_BYTES + sum(payload, input_field),
-        // outputs: a name, parameters
-        6 => SUBMESSAGE_BYTES + payload.len() * ENTRIES_SWELL,
-        // raw contents stay where they are
-        7 => STRING_BYTES,
-        // parameters
-        4 => payload.len() * ENTRIES_SWELL,
-        _ => payload.len(),
-    })
+///
+/// # Errors
+/// `InvalidArgument` for more inputs and outputs than any model has.
+pub(crate) fn decoded_bytes(message: &[u8]) -> Result<usize> {
+    let mut tensors = 0;
+    let bytes = sum(message, |field, payload| {
+        tensors += usize::from(matches!(field, 5..=7));
+        match field {
+            // Refused in the end: no need to look at them all.
+            5..=7 if tensors > MAX_TENSORS => 0,
+            // inputs
+            5 => SUBMESSAGE_BYTES + sum(payload, input_field),
+            // outputs: a name, parameters
+            6 => SUBMESSAGE_BYTES + payload.len() * ENTRIES_SWELL,
+            // raw contents stay where they are
+            7 => STRING_BYTES,
+            // parameters
+            4 => payload.len() * ENTRIES_SWELL,
+            _ => payload.len(),
+        }
+    });
+    if tensors > MAX_TENSORS {
+        return Err(Error::invalid(format!(
+            "expected at most {MAX_TENSORS} inputs, contents and outputs all together, got {tensors}"
+        )));
+    }
+    Ok(bytes)
 }
 
 fn input_field(field: u64, payload: &[u8]) -> usize {
@@ -50,7 +70,7 @@ fn contents_field(field: u64, payload: &[u8]) -> usize {
 
 /// The sum of `weigh(field number, payload)` over the fields of a message. A field that is no length-delimited one has its
 /// eight bytes, at most, for payload.
-fn sum(mut message: &[u8], weigh: impl Fn(u64, &[u8]) -> usize) -> usize {
+fn sum(mut message: &[u8], mut weigh: impl FnMut(u64, &[u8]) -> usize) -> usize {
     let mut total = 0usize;
     while let Some(tag) = varint(&mut message) {
         let (field, payload) = match tag & 7 {
@@ -112,14 +132,14 @@ mod tests {
             raw_input_contents: vec![vec![0; 1 << 20].into()],
             ..ModelInferRequest::default()
         };
-        assert!(decoded_bytes(&raw.encode_to_vec()) < 2048);
+        assert!(decoded_bytes(&raw.encode_to_vec()).unwrap() < 2048);
     }
 
     #[test]
     fn what_swells_is_weighed_before_it_does() {
         let mut swollen = ModelInferRequest::default();
         swollen.inputs.resize(1000, InferInputTensor::default());
-        assert!(decoded_bytes(&swollen.encode_to_vec()) >= 1000 * size_of::<InferInputTensor>() * 2);
+        assert!(decoded_bytes(&swollen.encode_to_vec()).unwrap() >= 1000 * size_of::<InferInputTensor>() * 2);
         let strings = InferTensorContents {
             bytes_contents: vec![bytes::Bytes::new(); 1000],
             int64_contents: vec![1; 1000],
@@ -128,7 +148,15 @@ mod tests {
         let input = InferInputTensor { contents: Some(strings), ..InferInputTensor::default() };
         let typed = ModelInferRequest { inputs: vec![input], ..ModelInferRequest::default() };
         let held = 1000 * (size_of::<bytes::Bytes>() + size_of::<i64>());
-        assert!(decoded_bytes(&typed.encode_to_vec()) >= 2 * held);
+        assert!(decoded_bytes(&typed.encode_to_vec()).unwrap() >= 2 * held);
+    }
+
+    #[test]
+    fn more_tensors_than_any_model_has_are_refused() {
+        let message = |tensors| b"\x2a\x00".repeat(tensors);
+        assert!(decoded_bytes(&message(MAX_TENSORS)).is_ok());
+        let error = decoded_bytes(&message(MAX_TENSORS + 1)).unwrap_err();
+        assert_eq!(error.code(), sconce_core::ErrorCode::InvalidArgument);
     }
 
     #[test]
@@ -140,7 +168,7 @@ mod tests {
             b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
             b"\x0b",
         ] {
-            assert_eq!(decoded_bytes(broken), 0, "{broken:?}");
+            assert_eq!(decoded_bytes(broken).unwrap(), 0, "{broken:?}");
         }
     }
 }
