@@ -69,17 +69,16 @@ fn join_own_pool(threads: usize) -> Result<()> {
     Ok(())
 }
 
-/// Gives each request its rows of one output, a slice of `values` ([all rows, `width`]). A request whose own
+/// Gives each request a copy of its rows of one output, a slice of `values` ([all rows, `width`]). A request whose own
 /// rows hold NaN or an infinity fails alone.
 pub(crate) fn scatter_rows(values: &[f32], width: usize, request_rows: &[usize]) -> Vec<Result<InferOutput>> {
-    let data = f32_bytes(values);
     let mut start = 0;
     let mut outputs = Vec::with_capacity(request_rows.len());
     for &rows in request_rows {
         let end = start + rows * width;
         outputs.push(match values.get(start..end) {
             Some(own) if own.iter().all(|value| value.is_finite()) => {
-                Tensor::new(DataType::Fp32, vec![rows, width], data.slice(start * 4..end * 4))
+                Tensor::new(DataType::Fp32, vec![rows, width], f32_bytes(own))
                     .map(|tensor| InferOutput { tensors: vec![tensor] })
             }
             Some(_) => Err(Error::internal("the model's output holds NaN or infinity")),

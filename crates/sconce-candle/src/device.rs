@@ -1,4 +1,5 @@
-use crate::Precision;
+use crate::arch::Target;
+use crate::{ModelSettings, Precision};
 use candle_core::{DType, Device};
 use sconce_core::{DeviceId, Error, ErrorCode, Result};
 
@@ -20,7 +21,7 @@ pub fn check_device(device: DeviceId) -> Result<()> {
 }
 
 /// Opens `device`.
-pub(crate) fn open(device: DeviceId) -> Result<Device, String> {
+fn open(device: DeviceId) -> Result<Device, String> {
     check_device(device).map_err(|e| e.to_string())?;
     match device {
         DeviceId::Cpu => Ok(Device::Cpu),
@@ -30,10 +31,30 @@ pub(crate) fn open(device: DeviceId) -> Result<Device, String> {
     }
 }
 
-pub(crate) fn dtype(precision: Precision) -> DType {
-    match precision {
-        Precision::F32 => DType::F32,
-        Precision::Bf16 => DType::BF16,
-        Precision::F16 => DType::F16,
+/// What computes a model.
+pub(crate) enum Engine {
+    /// Our kernels, on the CPU.
+    Cpu(sconce_kernels::Precision),
+    /// Candle's: on a GPU, and for what ours do not compute.
+    Candle(Target),
+}
+
+impl Engine {
+    /// The one for a model's device and precision; opens the device.
+    pub(crate) fn of(settings: &ModelSettings) -> Result<Self, String> {
+        use sconce_kernels::Precision as Kernels;
+        let device = open(settings.device)?;
+        let candle = |dtype| Self::Candle(Target { device: device.clone(), dtype });
+        Ok(match (settings.device, settings.precision) {
+            (DeviceId::Cpu, Precision::F32) => Self::Cpu(Kernels::F32),
+            (DeviceId::Cpu, Precision::Bf16) => Self::Cpu(Kernels::Bf16),
+            (DeviceId::Cpu, Precision::Int8) => Self::Cpu(Kernels::Int8),
+            (_, Precision::F32) => candle(DType::F32),
+            (_, Precision::Bf16) => candle(DType::BF16),
+            (_, Precision::F16) => candle(DType::F16),
+            (device, Precision::Int8) => {
+                return Err(format!("dtype int8 runs on device `cpu` alone, this model's is `{device}`"));
+            }
+        })
     }
 }

@@ -7,7 +7,6 @@
 
 mod arch;
 mod backend;
-mod cpu;
 mod device;
 mod discover;
 mod files;

@@ -44,7 +44,7 @@ impl fmt::Display for Family {
     }
 }
 
-/// The floating-point type a model computes in. Its outputs are FP32 whatever it is.
+/// What a model computes in. Its outputs are FP32 whatever it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// 32 bits.
@@ -53,10 +53,14 @@ pub enum Precision {
     Bf16,
     /// 16 bits, IEEE 754 half precision.
     F16,
+    /// Dense layers in 8-bit integers, quantised a channel (weights) and a row (activations) at a time; the rest in f32. On the
+    /// CPU alone.
+    Int8,
 }
 
 impl Precision {
-    const WORDS: [(&str, Self); 3] = [("f32", Self::F32), ("bf16", Self::Bf16), ("f16", Self::F16)];
+    const WORDS: [(&str, Self); 4] =
+        [("f32", Self::F32), ("bf16", Self::Bf16), ("f16", Self::F16), ("int8", Self::Int8)];
 
     /// The name in `model.toml` and in metadata.
     pub fn name(self) -> &'static str {
@@ -64,6 +68,7 @@ impl Precision {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
+            Self::Int8 => "int8",
         }
     }
 }
@@ -136,6 +141,10 @@ impl ModelSettings {
         settings.read_device(keys, problems);
         if let Some(precision) = keys.take_word("dtype", &Precision::WORDS, problems) {
             settings.precision = precision;
+        }
+        if settings.precision == Precision::Int8 && settings.device != DeviceId::Cpu {
+            let got = format!("int8 runs on device `cpu` alone, got `{}`", settings.device);
+            problems.push(keys.message("dtype", &got));
         }
         settings.labels = keys.take("labels", problems);
         if let Some(labels) = settings.labels.as_ref().filter(|labels| labels.len() > MAX_LABELS) {

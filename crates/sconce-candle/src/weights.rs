@@ -1,12 +1,18 @@
 use crate::Problems;
 use crate::files::{Folder, MAX_WEIGHTS_FILE_BYTES};
 use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 
+/// The names of a dense layer's weights [out, in] and of its bias [out], if it has one.
+pub(crate) type LayerNames<'a> = (&'a str, Option<&'a str>);
+
+/// How much of a file is read at once while its numbers are converted.
+const CHUNK_BYTES: usize = 256 << 10;
 /// The longest header the format allows.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 const INDEX: &str = "model.safetensors.index.json";
@@ -81,7 +87,7 @@ impl Weights {
             problems
                 .push(format!("weights: tensor `{name}`: expected shape {shape:?}, got {:?}", entry.shape));
         }
-        if candle_dtype(entry.dtype).is_none() {
+        if !matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
             let got = entry.dtype;
             problems.push(format!("weights: tensor `{name}`: expected F32, F16 or BF16, got {got:?}"));
         }
@@ -89,29 +95,40 @@ impl Weights {
 
     /// Reads tensor `name` as `dtype` onto `device`.
     pub(crate) fn read(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor, String> {
-        let entry = self.tensors.get(name).ok_or_else(|| format!("weights: tensor `{name}` is missing"))?;
+        let shape = &self.entry(name)?.shape[..];
+        Tensor::from_vec(self.values(name)?, shape, &Device::Cpu)
+            .and_then(|tensor| tensor.to_dtype(dtype)?.to_device(device))
+            .map_err(|e| format!("cannot make tensor `{name}`: {e}"))
+    }
+
+    /// Reads the values of tensor `name`, in one piece and no more memory than they take.
+    pub(crate) fn values(&self, name: &str) -> Result<Vec<f32>, String> {
+        let entry = self.entry(name)?;
         let (file_name, file) = &self.files[entry.file];
         let fail = |e: &dyn std::fmt::Display| format!("{file_name}: cannot read tensor `{name}`: {e}");
         let mut file: &File = file;
-        let mut data = Vec::new();
-        data.try_reserve_exact(entry.bytes).map_err(|e| fail(&e))?;
-        data.resize(entry.bytes, 0);
+        let mut values = Vec::new();
+        values.try_reserve_exact(entry.shape.iter().product()).map_err(|e| fail(&e))?;
         file.seek(SeekFrom::Start(entry.start)).map_err(|e| fail(&e))?;
-        file.read_exact(&mut data).map_err(|e| fail(&e))?;
-        let stored = candle_dtype(entry.dtype).ok_or_else(|| fail(&format!("datatype {:?}", entry.dtype)))?;
-        Tensor::from_raw_buffer(&data, stored, &entry.shape, &Device::Cpu)
-            .and_then(|tensor| tensor.to_dtype(dtype))
-            .and_then(|tensor| tensor.to_device(device))
-            .map_err(|e| fail(&e))
+        let mut chunk = vec![0; CHUNK_BYTES.min(entry.bytes)];
+        let mut left = entry.bytes;
+        while left > 0 {
+            let bytes = &mut chunk[..left.min(CHUNK_BYTES)];
+            file.read_exact(bytes).map_err(|e| fail(&e))?;
+            let halves = bytes.as_chunks().0.iter();
+            match entry.dtype {
+                Dtype::F32 => values.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
+                Dtype::F16 => values.extend(halves.map(|b| f16::from_le_bytes(*b).to_f32())),
+                Dtype::BF16 => values.extend(halves.map(|b| bf16::from_le_bytes(*b).to_f32())),
+                other => return Err(fail(&format!("datatype {other:?}"))),
+            }
+            left -= bytes.len();
+        }
+        Ok(values)
     }
-}
 
-fn candle_dtype(dtype: Dtype) -> Option<DType> {
-    match dtype {
-        Dtype::F32 => Some(DType::F32),
-        Dtype::F16 => Some(DType::F16),
-        Dtype::BF16 => Some(DType::BF16),
-        _ => None,
+    fn entry(&self, name: &str) -> Result<&Entry, String> {
+        self.tensors.get(name).ok_or_else(|| format!("weights: tensor `{name}` is missing"))
     }
 }
 

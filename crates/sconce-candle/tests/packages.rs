@@ -146,7 +146,7 @@ fn all_problems_are_reported_at_once() {
             "`max_batch_size`: expected 1 to 65536, got 0",
             "`queue_depth`: invalid type",
             "expected `cpu` or `cuda:N`, got \"gpu\"",
-            "`dtype`: expected one of f32, bf16, f16, got \"f64\"",
+            "`dtype`: expected one of f32, bf16, f16, int8, got \"f64\"",
             "`metrics`: invalid type",
             "`task`: expected one of classification, regression, got \"clasification\"",
             "features[0]: `std`: expected more than 0, got 0",

@@ -1,11 +1,14 @@
-//! One file a family. Each has a plan (checked, not loaded), a model (loaded), and its forward pass.
+//! One file or folder a family. Each has a plan (checked, not loaded), a model (loaded), and its forward pass.
 
 mod add_sub;
 mod bert;
-mod bert_config;
-mod dense;
 mod identity;
+mod on_candle;
+mod on_cpu;
+mod scores;
 mod tabular;
+
+pub(crate) use on_candle::Target;
 
 use crate::Problems;
 use crate::files::Folder;

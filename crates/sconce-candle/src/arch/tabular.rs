@@ -1,16 +1,19 @@
-use super::dense::{Dense, Scores, Target, to_f32};
+use super::on_candle::{self, to_f32};
+use super::on_cpu::{self, Buffer, for_each_group};
+use super::scores::Scores;
 use crate::backend::{Forward, Pipeline, failed, scatter_rows};
-use crate::cpu::Activation;
+use crate::device::Engine;
 use crate::files::Folder;
 use crate::keys::Keys;
 use crate::process::tabular::Features;
 use crate::weights::Weights;
-use crate::{ModelSettings, Problems, device};
+use crate::{ModelSettings, Problems};
 use candle_core::Tensor;
 use sconce_core::{
-    Backend, Batch, BatchOutput, DataType, Error, Inputs, LoadedModel, ModelInput, Preparation, Result,
-    Signature, TensorSpec,
+    Backend, Batch, BatchOutput, DataType, Inputs, LoadedModel, ModelInput, Preparation, Result, Signature,
+    TensorSpec,
 };
+use sconce_kernels::{Activation, Scratch};
 use std::sync::Arc;
 
 /// The most floats a batch may need in one layer.
@@ -195,29 +198,54 @@ pub(crate) struct Model {
 }
 
 struct Network {
-    layers: Vec<Dense>,
+    layers: Layers,
+    /// Values of an encoded row, and of a row of logits.
     inner: usize,
     columns: usize,
     scores: Scores,
-    target: Target,
+}
+
+enum Layers {
+    Cpu(Vec<on_cpu::Dense>),
+    Candle(Vec<on_candle::Dense>, on_candle::Target),
+}
+
+impl Layers {
+    fn load(plan: &Plan, engine: Engine) -> Result<Self, String> {
+        let last = plan.layers.len().saturating_sub(1);
+        let layers = plan.layers.iter().enumerate().map(|(index, layer)| {
+            let activation = if index < last { plan.activation } else { Activation::None };
+            ([(&layer.weight[..], layer.bias.as_deref())], activation)
+        });
+        Ok(match engine {
+            Engine::Cpu(precision) => {
+                let load =
+                    |(names, act): ([_; 1], _)| on_cpu::Dense::load(&plan.weights, &names, act, precision);
+                Self::Cpu(layers.map(load).collect::<Result<_, _>>()?)
+            }
+            Engine::Candle(target) => {
+                let load =
+                    |(names, act): ([_; 1], _)| on_candle::Dense::load(&plan.weights, &names, act, &target);
+                Self::Candle(layers.map(load).collect::<Result<_, _>>()?, target)
+            }
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Cpu(layers) => layers.iter().map(on_cpu::Dense::bytes).sum(),
+            Self::Candle(layers, _) => layers.iter().map(on_candle::Dense::bytes).sum(),
+        }
+    }
 }
 
 impl Model {
     pub(crate) fn load(plan: Plan, settings: &ModelSettings, signature: Signature) -> Result<Self, String> {
-        let target =
-            Target { device: device::open(settings.device)?, dtype: device::dtype(settings.precision) };
-        let mut layers = Vec::with_capacity(plan.layers.len());
-        for (index, layer) in plan.layers.iter().enumerate() {
-            let act = if index + 1 < plan.layers.len() { plan.activation } else { Activation::None };
-            let names = [(layer.weight.clone(), layer.bias.clone())];
-            layers.push(Dense::load(&plan.weights, &names, act, &target)?);
-        }
         let network = Network {
-            layers,
+            layers: Layers::load(&plan, Engine::of(settings)?)?,
             inner: plan.layers.first().map_or(0, |layer| layer.inner),
             columns: plan.layers.last().map_or(0, |layer| layer.columns),
             scores: plan.scores,
-            target,
         };
         Ok(Self { network: Arc::new(network), features: plan.features, signature, threads: settings.threads })
     }
@@ -229,7 +257,7 @@ impl LoadedModel for Model {
     }
 
     fn memory_bytes(&self) -> usize {
-        self.network.layers.iter().map(Dense::bytes).sum()
+        self.network.layers.bytes()
     }
 
     fn preparation(&self, inputs: &Inputs) -> Preparation {
@@ -242,46 +270,104 @@ impl LoadedModel for Model {
     }
 
     fn instance(&self) -> Result<Box<dyn Backend>> {
-        Ok(Box::new(Pipeline::new(Instance(Arc::clone(&self.network)), self.threads)?))
+        let instance = Instance {
+            network: Arc::clone(&self.network),
+            rows: Vec::new(),
+            workspaces: (0..self.threads).map(|_| Workspace::default()).collect(),
+            output: Vec::new(),
+        };
+        Ok(Box::new(Pipeline::new(instance, self.threads)?))
     }
 }
 
-struct Instance(Arc<Network>);
+/// Rows that go through all layers together, at least, when there are several threads.
+const GROUP_ROWS: usize = 64;
 
-impl Network {
-    fn logits(&self, batch: &Batch) -> Result<Tensor, candle_core::Error> {
-        let mut values = Vec::with_capacity(batch.rows() * self.inner);
-        for tensor in batch.inputs.iter().flat_map(|input| &input.tensors) {
-            values.extend(tensor.f32_values());
-        }
-        let mut x = Tensor::from_vec(values, (batch.rows(), self.inner), &self.target.device)?;
-        x = x.to_dtype(self.target.dtype)?;
-        for layer in &self.layers {
-            x = layer.forward(&x)?;
-        }
-        Ok(x)
+/// One worker's part: memory that every batch uses again.
+struct Instance {
+    network: Arc<Network>,
+    rows: Vec<f32>,
+    workspaces: Vec<Workspace>,
+    output: Vec<f32>,
+}
+
+/// What one thread computes with.
+#[derive(Default)]
+struct Workspace {
+    here: Buffer,
+    there: Buffer,
+    scratch: Scratch,
+}
+
+/// Where a batch's logits are.
+enum Logits {
+    /// In the instance.
+    Here,
+    OnDevice(Tensor),
+}
+
+/// `x` [rows, inner] through all layers, on the CPU.
+fn forward(layers: &[on_cpu::Dense], x: &[f32], out: &mut [f32], workspace: &mut Workspace) {
+    let Some((last, before)) = layers.split_last() else { return };
+    let rows = out.len() / last.columns();
+    let Workspace { here, there, scratch } = workspace;
+    let mut width = None;
+    for layer in before {
+        let from = width.map_or(x, |width| here.get(rows * width));
+        layer.forward(from, &[], there.take(rows * layer.columns()), scratch);
+        width = Some(layer.columns());
+        std::mem::swap(here, there);
     }
+    last.forward(width.map_or(x, |width| here.get(rows * width)), &[], out, scratch);
 }
 
 impl Forward for Instance {
-    type Pending = (Tensor, Vec<usize>);
+    type Pending = (Logits, Vec<usize>);
 
     fn depth(&self) -> usize {
-        if self.0.target.device.is_cpu() { 1 } else { 2 }
+        match &self.network.layers {
+            Layers::Candle(_, target) if !target.device.is_cpu() => 2,
+            _ => 1,
+        }
     }
 
     fn launch(&mut self, batch: Batch) -> Result<Self::Pending> {
-        let rows = batch.inputs.iter().map(|input| input.rows).collect();
-        self.0.logits(&batch).map(|logits| (logits, rows)).map_err(failed)
+        let Self { network, rows, workspaces, output } = self;
+        let request_rows = batch.inputs.iter().map(|input| input.rows).collect();
+        rows.clear();
+        rows.extend(
+            batch.inputs.iter().flat_map(|input| &input.tensors).flat_map(|tensor| tensor.f32_values()),
+        );
+        let logits = match &network.layers {
+            Layers::Cpu(layers) => {
+                let (inner, columns) = (network.inner, network.columns);
+                output.clear();
+                output.resize(batch.rows() * columns, 0.0);
+                let group = batch.rows().div_ceil(workspaces.len().max(1)).max(GROUP_ROWS);
+                let groups = rows.chunks(group * inner).zip(output.chunks_mut(group * columns)).collect();
+                for_each_group(workspaces, groups, |workspace, (rows, out)| {
+                    forward(layers, rows, out, workspace)
+                });
+                Logits::Here
+            }
+            Layers::Candle(layers, target) => {
+                let x = Tensor::from_slice(rows, (batch.rows(), network.inner), &target.device);
+                let x = x.and_then(|x| x.to_dtype(target.dtype)).map_err(failed)?;
+                let logits = layers.iter().try_fold(x, |x, layer| layer.forward(&x));
+                Logits::OnDevice(logits.map_err(failed)?)
+            }
+        };
+        Ok((logits, request_rows))
     }
 
-    fn finish(&mut self, (logits, rows): Self::Pending) -> Result<BatchOutput> {
-        let network = &self.0;
-        let values = network.scores.apply(to_f32(&logits).map_err(failed)?, network.columns);
-        let outputs = scatter_rows(&values, network.scores.columns(network.columns), &rows);
-        if outputs.len() != rows.len() {
-            return Err(Error::internal("the model gave another number of answers than it got requests"));
-        }
+    fn finish(&mut self, (logits, request_rows): Self::Pending) -> Result<BatchOutput> {
+        let Network { scores, columns, .. } = &*self.network;
+        let values = match logits {
+            Logits::Here => std::mem::take(&mut self.output),
+            Logits::OnDevice(tensor) => to_f32(&tensor).map_err(failed)?,
+        };
+        self.output = scores.apply(values, *columns);
+        let outputs = scatter_rows(&self.output, scores.columns(*columns), &request_rows);
         Ok(BatchOutput { outputs, padding: 0 })
     }
 }

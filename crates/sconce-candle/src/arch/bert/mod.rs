@@ -1,18 +1,24 @@
-use super::bert_config::{Config, Kind, Names, Pair};
-use super::dense::{Dense, Norm, Scores, Target, attention, mean_pool, normalize, tensor_bytes, to_f32};
-use crate::backend::{Forward, Pipeline, failed, scatter_rows};
-use crate::cpu::Activation;
+//! BERT, DistilBERT, RoBERTa and XLM-RoBERTa: a plan, a loaded model, and a forward pass on our kernels and on Candle's.
+
+mod candle;
+mod config;
+mod cpu;
+
+use super::scores::{Scores, normalize};
+use crate::backend::Pipeline;
+use crate::device::Engine;
 use crate::files::Folder;
 use crate::keys::Keys;
 use crate::process::text::{Text, TextBounds};
 use crate::process::tokens::Tokens;
-use crate::weights::Weights;
-use crate::{ModelSettings, Problems, device};
-use candle_core::Tensor;
+use crate::weights::{LayerNames, Weights};
+use crate::{ModelSettings, Problems};
+use config::{Config, Kind, Pair};
 use sconce_core::{
-    Backend, Batch, BatchOutput, DataType, Error, Inputs, LoadedModel, ModelInput, Preparation, Result,
-    Signature, TensorSpec,
+    Backend, Batch, DataType, Error, Inputs, LoadedModel, ModelInput, Preparation, Result, Signature,
+    TensorSpec,
 };
+use sconce_kernels::Activation;
 use serde_json::Value;
 use std::ops::Range;
 use std::sync::Arc;
@@ -243,173 +249,25 @@ fn read_pooling(folder: &Folder, path: &str, problems: &mut Problems) -> Option<
 
 /// A loaded encoder.
 pub(crate) struct Model {
-    network: Arc<Network>,
+    network: Network,
     tokens: Tokens,
     signature: Signature,
     threads: usize,
 }
 
-struct Network {
-    words: Tensor,
-    positions: Tensor,
-    types: Option<Tensor>,
-    norm: Norm,
-    layers: Vec<Layer>,
-    heads: usize,
-    head: Head,
-    width: usize,
-    target: Target,
-}
-
-struct Layer {
-    qkv: Dense,
-    attention_out: Dense,
-    attention_norm: Norm,
-    up: Dense,
-    down: Dense,
-    out_norm: Norm,
-}
-
-enum Head {
-    Embedding { pooling: Pooling, normalize: bool },
-    Classification { dense: Box<Dense>, classifier: Box<Dense>, scores: Scores },
+enum Network {
+    Cpu(Arc<cpu::Network>),
+    Candle(Arc<candle::Network>),
 }
 
 impl Model {
     pub(crate) fn load(plan: Plan, settings: &ModelSettings, signature: Signature) -> Result<Self, String> {
-        let target =
-            Target { device: device::open(settings.device)?, dtype: device::dtype(settings.precision) };
-        let network = Network::load(&plan, target)?;
-        Ok(Self { network: Arc::new(network), tokens: plan.tokens, signature, threads: settings.threads })
-    }
-}
-
-impl Network {
-    fn load(plan: &Plan, target: Target) -> Result<Self, String> {
-        let (config, weights) = (&plan.config, &plan.weights);
-        let names = config.names(weights);
-        let table = |of| weights.read(&names.table(of), target.dtype, &target.device);
-        let head = match &plan.output {
-            Output::Embedding { pooling, normalize } => {
-                Head::Embedding { pooling: *pooling, normalize: *normalize }
-            }
-            Output::Classification { scores, .. } => {
-                let (dense, classifier) = names.head();
-                let act = if config.kind == Kind::DistilBert { Activation::Relu } else { Activation::Tanh };
-                Head::Classification {
-                    dense: load_dense(weights, &[dense], act, &target)?.into(),
-                    classifier: load_dense(weights, &[classifier], Activation::None, &target)?.into(),
-                    scores: *scores,
-                }
-            }
+        let network = match Engine::of(settings)? {
+            Engine::Cpu(precision) => Network::Cpu(Arc::new(cpu::Network::load(&plan, precision)?)),
+            Engine::Candle(target) => Network::Candle(Arc::new(candle::Network::load(&plan, target)?)),
         };
-        Ok(Self {
-            words: table("word")?,
-            positions: table("position")?,
-            types: if config.token_types > 0 { Some(table("token_type")?) } else { None },
-            norm: load_norm(weights, &names.embeddings_norm(), config, &target)?,
-            layers: (0..config.layers)
-                .map(|index| Layer::load(config, weights, names, index, &target))
-                .collect::<Result<_, _>>()?,
-            heads: config.heads,
-            head,
-            width: match &plan.output {
-                Output::Embedding { .. } => config.hidden,
-                Output::Classification { labels, .. } => labels.len(),
-            },
-            target,
-        })
+        Ok(Self { network, tokens: plan.tokens, signature, threads: settings.threads })
     }
-
-    fn bytes(&self) -> usize {
-        let tables = [Some(&self.words), Some(&self.positions), self.types.as_ref()];
-        let tables: usize = tables.into_iter().flatten().map(tensor_bytes).sum();
-        let head = match &self.head {
-            Head::Embedding { .. } => 0,
-            Head::Classification { dense, classifier, .. } => dense.bytes() + classifier.bytes(),
-        };
-        tables + self.norm.bytes() + self.layers.iter().map(Layer::bytes).sum::<usize>() + head
-    }
-
-    /// The tokens of `layout` through the encoder and its head: one row a sequence.
-    fn forward(&self, layout: &Layout) -> Result<Tensor, candle_core::Error> {
-        let device = &self.target.device;
-        let select = |table: &Tensor, ids: &[u32]| table.index_select(&Tensor::new(ids, device)?, 0);
-        let mut x = select(&self.words, &layout.ids)?;
-        if let Some(types) = &self.types {
-            x = (x + select(types, &layout.types)?)?;
-        }
-        x = self.norm.add(x, &select(&self.positions, &layout.positions)?)?;
-        for layer in &self.layers {
-            x = layer.forward(x, self.heads, &layout.sequences)?;
-        }
-        let first = || {
-            let starts: Vec<u32> = layout.sequences.iter().map(|tokens| tokens.start as u32).collect();
-            select(&x, &starts)
-        };
-        match &self.head {
-            Head::Embedding { pooling: Pooling::Mean, .. } => mean_pool(&x, &layout.sequences),
-            Head::Embedding { pooling: Pooling::Cls, .. } => first(),
-            Head::Classification { dense, classifier, .. } => classifier.forward(&dense.forward(&first()?)?),
-        }
-    }
-
-    /// What follows on the host: rows of `width` scores, or of an embedding.
-    fn finish(&self, mut values: Vec<f32>) -> Vec<f32> {
-        match &self.head {
-            Head::Embedding { normalize: false, .. } => {}
-            Head::Embedding { normalize: true, .. } => normalize(&mut values, self.width),
-            Head::Classification { scores, .. } => return scores.apply(values, self.width),
-        }
-        values
-    }
-}
-
-impl Layer {
-    fn load(
-        config: &Config,
-        weights: &Weights,
-        names: Names<'_>,
-        index: usize,
-        target: &Target,
-    ) -> Result<Self, String> {
-        let names = names.layer(index);
-        let dense = |names: Pair, act| load_dense(weights, &[names], act, target);
-        Ok(Self {
-            qkv: load_dense(weights, &names.qkv, Activation::None, target)?,
-            attention_out: dense(names.attention_out, Activation::None)?,
-            attention_norm: load_norm(weights, &names.attention_norm, config, target)?,
-            up: dense(names.up, config.act)?,
-            down: dense(names.down, Activation::None)?,
-            out_norm: load_norm(weights, &names.out_norm, config, target)?,
-        })
-    }
-
-    fn forward(
-        &self,
-        x: Tensor,
-        heads: usize,
-        sequences: &[Range<usize>],
-    ) -> Result<Tensor, candle_core::Error> {
-        let context = attention(&self.qkv.forward(&x)?, heads, sequences)?;
-        let x = self.attention_norm.add(self.attention_out.forward(&context)?, &x)?;
-        let out = self.down.forward(&self.up.forward(&x)?)?;
-        self.out_norm.add(out, &x)
-    }
-
-    fn bytes(&self) -> usize {
-        let dense = [&self.qkv, &self.attention_out, &self.up, &self.down].map(Dense::bytes);
-        dense.iter().sum::<usize>() + self.attention_norm.bytes() + self.out_norm.bytes()
-    }
-}
-
-fn load_dense(weights: &Weights, names: &[Pair], act: Activation, target: &Target) -> Result<Dense, String> {
-    let names: Vec<_> = names.iter().map(|(weight, bias)| (weight.clone(), Some(bias.clone()))).collect();
-    Dense::load(weights, &names, act, target)
-}
-
-fn load_norm(weights: &Weights, names: &Pair, config: &Config, target: &Target) -> Result<Norm, String> {
-    Norm::load(weights, &names.0, &names.1, config.epsilon, target)
 }
 
 impl LoadedModel for Model {
@@ -418,7 +276,11 @@ impl LoadedModel for Model {
     }
 
     fn memory_bytes(&self) -> usize {
-        self.network.bytes() + self.tokens.text.as_ref().map_or(0, Text::memory_bytes)
+        let network = match &self.network {
+            Network::Cpu(network) => network.bytes(),
+            Network::Candle(network) => network.bytes(),
+        };
+        network + self.tokens.text.as_ref().map_or(0, Text::memory_bytes)
     }
 
     fn preparation(&self, inputs: &Inputs) -> Preparation {
@@ -430,81 +292,88 @@ impl LoadedModel for Model {
     }
 
     fn instance(&self) -> Result<Box<dyn Backend>> {
-        Ok(Box::new(Pipeline::new(Instance(Arc::clone(&self.network)), self.threads)?))
+        Ok(match &self.network {
+            Network::Cpu(network) => {
+                let instance = cpu::Instance::new(Arc::clone(network), self.threads);
+                Box::new(Pipeline::new(instance, self.threads)?)
+            }
+            Network::Candle(network) => {
+                Box::new(Pipeline::new(candle::Instance(Arc::clone(network)), self.threads)?)
+            }
+        })
     }
 }
 
-/// A batch as it is computed: all tokens of all rows in one list, rows in order of length, so that rows of
-/// equal length are neighbours.
-struct Layout {
-    ids: Vec<u32>,
-    types: Vec<u32>,
-    positions: Vec<u32>,
-    sequences: Vec<Range<usize>>,
-    /// Which row of the batch each sequence is.
-    order: Vec<usize>,
+/// What comes after the encoder, on the host.
+#[derive(Debug)]
+struct Finish {
+    head: Output,
+    /// Values of a row of the output.
+    width: usize,
 }
 
-impl Layout {
-    fn new(batch: &Batch) -> Result<Self> {
-        // Each row: its request, and where in it its tokens are.
-        let mut rows: Vec<(usize, Range<usize>)> = Vec::with_capacity(batch.rows());
-        for (request, input) in batch.inputs.iter().enumerate() {
+impl Finish {
+    fn new(plan: &Plan) -> Self {
+        let width = match &plan.output {
+            Output::Embedding { .. } => plan.config.hidden,
+            Output::Classification { labels, .. } => labels.len(),
+        };
+        Self { head: plan.output.clone(), width }
+    }
+
+    /// Rows of `width` pooled values or logits as they are answered.
+    fn apply(&self, mut values: Vec<f32>) -> Vec<f32> {
+        match &self.head {
+            Output::Embedding { normalize: false, .. } => values,
+            Output::Embedding { normalize: true, .. } => {
+                normalize(&mut values, self.width);
+                values
+            }
+            Output::Classification { scores, .. } => scores.apply(values, self.width),
+        }
+    }
+}
+
+/// The two dense layers of a classifier, and the activation after the first.
+fn classifier_layers(plan: &Plan) -> ([Pair; 2], Activation) {
+    let (dense, classifier) = plan.config.names(&plan.weights).head();
+    let activation = if plan.config.kind == Kind::DistilBert { Activation::Relu } else { Activation::Tanh };
+    ([dense, classifier], activation)
+}
+
+/// A layer's names where a bias may be missing.
+fn layer((weight, bias): &Pair) -> LayerNames<'_> {
+    (weight, Some(bias))
+}
+
+/// A row of a batch: a sequence of tokens.
+struct Sequence<'a> {
+    input: &'a ModelInput,
+    /// Where its tokens are among the request's.
+    tokens: Range<usize>,
+}
+
+impl Sequence<'_> {
+    /// The rows of a batch.
+    fn all(batch: &Batch) -> Vec<Sequence<'_>> {
+        let mut sequences = Vec::with_capacity(batch.rows());
+        for input in &batch.inputs {
             let mut start = 0;
             for &tokens in &input.row_tokens {
-                rows.push((request, start..start + tokens));
+                sequences.push(Sequence { input, tokens: start..start + tokens });
                 start += tokens;
             }
         }
-        let mut order: Vec<usize> = (0..rows.len()).collect();
-        order.sort_by_key(|&row| rows[row].1.len());
-        let total = batch.tokens();
-        let [mut ids, mut types, mut positions] = [(); 3].map(|()| Vec::with_capacity(total));
-        let mut sequences = Vec::with_capacity(rows.len());
-        for &row in &order {
-            let (request, tokens) = &rows[row];
-            sequences.push(ids.len()..ids.len() + tokens.len());
-            let lists = [&mut ids, &mut types, &mut positions];
-            for (list, tensor) in lists.into_iter().zip(&batch.inputs[*request].tensors) {
-                let values = tensor.data().as_chunks::<8>().0.get(tokens.clone());
-                let values = values.ok_or_else(|| Error::internal("a row has fewer tokens than it says"))?;
-                list.extend(values.iter().map(|value| i64::from_le_bytes(*value) as u32));
-            }
+        sequences
+    }
+
+    /// Appends its ids, types and positions to lists of them.
+    fn append_to(&self, lists: [&mut Vec<u32>; 3]) -> Result<()> {
+        for (list, tensor) in lists.into_iter().zip(&self.input.tensors) {
+            let values = tensor.data().as_chunks::<8>().0.get(self.tokens.clone());
+            let values = values.ok_or_else(|| Error::internal("a row has fewer tokens than it says"))?;
+            list.extend(values.iter().map(|value| i64::from_le_bytes(*value) as u32));
         }
-        Ok(Self { ids, types, positions, sequences, order })
-    }
-}
-
-struct Instance(Arc<Network>);
-
-/// A batch that was started: a row of output for each sequence, and the way back to the requests.
-struct Pending {
-    output: Tensor,
-    order: Vec<usize>,
-    request_rows: Vec<usize>,
-}
-
-impl Forward for Instance {
-    type Pending = Pending;
-
-    fn depth(&self) -> usize {
-        if self.0.target.device.is_cpu() { 1 } else { 2 }
-    }
-
-    fn launch(&mut self, batch: Batch) -> Result<Pending> {
-        let layout = Layout::new(&batch)?;
-        let output = self.0.forward(&layout).map_err(failed)?;
-        let request_rows = batch.inputs.iter().map(|input| input.rows).collect();
-        Ok(Pending { output, order: layout.order, request_rows })
-    }
-
-    fn finish(&mut self, pending: Pending) -> Result<BatchOutput> {
-        let width = self.0.width;
-        let sorted = self.0.finish(to_f32(&pending.output).map_err(failed)?);
-        let mut values = vec![0.0; sorted.len()];
-        for (row, from) in pending.order.iter().zip(sorted.chunks_exact(width)) {
-            values[row * width..][..width].copy_from_slice(from);
-        }
-        Ok(BatchOutput { outputs: scatter_rows(&values, width, &pending.request_rows), padding: 0 })
+        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 use crate::Problems;
-use crate::cpu::Activation;
 use crate::weights::Weights;
+use sconce_kernels::Activation;
 use serde_json::Value;
 
 /// Which of the four architectures a folder holds: they differ in names, positions and heads.
