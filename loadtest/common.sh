@@ -29,17 +29,20 @@ for core in "$server_core" "$generator_core"; do
     taskset -c "$core" true 2>/dev/null || fail "cannot run on core $core: two cores are needed (SERVER_CORE, GENERATOR_CORE)"
 done
 
-# Sets $sconce and $loadtest; SCONCE_BIN and LOADTEST_BIN name binaries that need no building.
+# build NAME...: sets $NAME to the binary for each of sconce, loadtest and compute; SCONCE_BIN, LOADTEST_BIN and COMPUTE_BIN name
+# those that need no building. The whole workspace: parts of it would be built with fewer features, and all again for the others.
 build() {
-    local packages=()
-    [ -n "${SCONCE_BIN:-}" ] || packages+=(-p sconce)
-    [ -n "${LOADTEST_BIN:-}" ] || packages+=(-p sconce-loadtest)
-    if [ "${#packages[@]}" -gt 0 ]; then
+    local name variable bin bins=()
+    for name in "$@"; do
+        variable=${name^^}_BIN bin=sconce-$name
+        [ "$name" != sconce ] || bin=sconce
+        [ -n "${!variable:-}" ] || bins+=(--bin "$bin")
+        declare -g "$name=${!variable:-$target/release/$bin}"
+    done
+    if [ "${#bins[@]}" -gt 0 ]; then
         note "building"
-        cargo build --quiet --release --manifest-path "$root/Cargo.toml" "${packages[@]}"
+        cargo build --quiet --release --workspace --manifest-path "$root/Cargo.toml" --target-dir "$target" "${bins[@]}"
     fi
-    sconce=${SCONCE_BIN:-$target/release/sconce}
-    loadtest=${LOADTEST_BIN:-$target/release/sconce-loadtest}
 }
 
 # start NAME PATTERN COMMAND...: runs COMMAND on the server's core, and waits for a line of its output that PATTERN, a sed

@@ -116,7 +116,7 @@ class Worker:
         self.contestant = contestant
         runtime, precision = contestant.split("-")
         if runtime == "sconce":
-            command = [os.environ["SCONCE_COMPUTE_BIN"], package(model, precision, threads)]
+            command = [os.environ["COMPUTE_BIN"], package(model, precision, threads)]
         elif runtime == "candle":
             folder = MINILM if model == "minilm" else MODELS / model
             command = [os.environ["CANDLE_BINS"] + f"/candle-{precision}", folder]
@@ -185,14 +185,13 @@ def contest(what: str, contestants: list[str], model: str, threads: int, shapes:
     disturbed = 0
     times: Times = {shape.name: {contestant: [] for contestant in contestants} for shape in shapes}
     try:
-        if model != "product":
-            worst = dict.fromkeys(contestants[1:], 1.0)
-            for shape in shapes:
-                values = [worker.ask("0", shape.lengths)["values"] for worker in workers]
-                for contestant, got in zip(contestants[1:], values[1:]):
-                    worst[contestant] = min(worst[contestant], compare(contestant, shape, got, values[0]))
-            agreement = ", ".join(f"{title(name)} {cosine:.5f}" for name, cosine in worst.items())
-            print(f"\n{what}. Worst cosine of a row to {title(REFERENCE)}: {agreement or 'nothing to compare'}.")
+        worst = dict.fromkeys(contestants[1:], 1.0)
+        for shape in shapes:
+            values = [worker.ask("0", shape.lengths)["values"] for worker in workers]
+            for contestant, got in zip(contestants[1:], values[1:]):
+                worst[contestant] = min(worst[contestant], compare(contestant, shape, got, values[0]))
+        agreement = ", ".join(f"{title(name)} {cosine:.5f}" for name, cosine in worst.items())
+        print(f"\n{what}. Worst cosine of a row to {title(REFERENCE)}: {agreement or 'nothing to compare'}.")
         for turn in range(ROUNDS):
             note(f"{what}: round {turn + 1} of {ROUNDS}")
             for shape in shapes:
@@ -239,16 +238,10 @@ def report(shapes: list[Shape], times: Times, scale: float, unit: str) -> None:
         show(f"{title(variant)}, times as fast as", shapes, others, gain)
 
 
-def ceilings() -> dict[str, float]:
-    """The most GFLOP/s, by precision, at which a large product ran here."""
-    contestants = [name for name in PEERS if name in (REFERENCE, "openvino-f32", "openvino-bf16")]
-    shape = Shape("1024x1024", [1024] * 1024)
-    times = contest("product of 1024x1024 matrices", contestants, "product", 1, [shape])[shape.name]
-    best: dict[str, float] = {}
-    for contestant, runs in times.items():
-        precision = contestant.split("-")[1]
-        best[precision] = max(best.get(precision, 0), 2 * 1024**3 / min(runs) / 1e6)
-    return best
+def peak() -> float:
+    """The most GFLOP/s of one core in f32: multiply-adds in registers alone."""
+    command = ["taskset", "-c", CORES[0], os.environ["COMPUTE_BIN"], "--peak"]
+    return max(float(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout) for _ in range(ROUNDS))
 
 
 def draw(shapes: list[Shape], times: Times, path: pathlib.Path) -> None:
@@ -286,7 +279,7 @@ def main() -> None:
     shapes, wide = ([Shape.parse(name) for name in os.environ[names].split()] for names in ("SHAPES", "SHAPES_OF_TWO"))
 
     if shapes:
-        ceiling = ceilings()
+        before = peak()
         contestants = PEERS + VARIANTS
         times = contest("all-MiniLM-L6-v2, one thread", contestants, "minilm", 1, shapes)
         report(shapes, times, 1, "ms")
@@ -299,10 +292,7 @@ def main() -> None:
             return f"{shape.gigaflops / statistics.median(times[shape.name][contestant]) * 1000:.0f}"
 
         show("GFLOP/s, padding not counted", shapes, contestants, speed)
-        bounds = ", ".join(f"{value:.0f} in {precision}" for precision, value in ceiling.items())
-        print(
-            f"\nMeasured ceiling, GFLOP/s of a product of 1024x1024 by the best of the runtimes, one thread: {bounds}."
-        )
+        print(f"\nThe core's peak, GFLOP/s of multiply-adds in registers, f32: {max(before, peak()):.0f}.")
         draw(shapes, times, PLOT)
         note(f"plot: {PLOT}")
     if wide:

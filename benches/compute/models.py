@@ -16,7 +16,6 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from worker import Tensors, read_safetensors
 
 MLP = (30, 64, 64, 2)
-PRODUCT = 1024
 
 
 def write_safetensors(path: pathlib.Path, tensors: Tensors) -> None:
@@ -151,7 +150,6 @@ def main() -> None:
     weights = random_layers(MLP)
     write_safetensors(output / "mlp/model.safetensors", weights)
     dense_layers(weights, output / "mlp.onnx", MLP)
-    dense_layers(random_layers((PRODUCT, PRODUCT)), output / "product.onnx", (PRODUCT, PRODUCT))
 
 
 if __name__ == "__main__":

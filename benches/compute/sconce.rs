@@ -1,10 +1,11 @@
 //! Sconce's models as a contestant of `benches/compute/run`: `sconce-compute FOLDER`, where FOLDER is a model package. The
-//! protocol is described in `compute.py`.
+//! protocol is described in `compute.py`. `sconce-compute --peak` prints the most GFLOP/s that this core can do in f32.
 
 #![expect(clippy::print_stdout, reason = "the answer goes to standard output")]
 
 use sconce_candle::Package;
 use sconce_core::{Backend, Batch, DataType, DeviceId, LoadedModel, ModelInput, Tensor};
+use sconce_kernels::Isa;
 use std::error::Error;
 use std::io::{BufRead, Write};
 use std::path::Path;
@@ -13,7 +14,11 @@ use std::time::Instant;
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 fn main() -> Result<()> {
-    let folder = std::env::args_os().nth(1).ok_or("usage: sconce-compute FOLDER")?;
+    let folder = std::env::args_os().nth(1).ok_or("usage: sconce-compute FOLDER | --peak")?;
+    if folder == "--peak" {
+        println!("{:.1}", peak_gigaflops());
+        return Ok(());
+    }
     let model = Package::open(Path::new(&folder), DeviceId::Cpu)?.load()?;
     let mut backend = model.instance()?;
     for line in std::io::stdin().lock().lines() {
@@ -63,6 +68,18 @@ fn run(backend: &mut dyn Backend, inputs: Vec<ModelInput>) -> Result<Vec<f32>> {
         values.extend(output?.tensors[0].f32_values());
     }
     Ok(values)
+}
+
+/// The fastest of many short runs of multiply-adds in registers, after the core had the time to find its clock rate.
+fn peak_gigaflops() -> f64 {
+    let start = Instant::now();
+    let mut best = 0f64;
+    while start.elapsed().as_secs_f64() < 1.0 {
+        let begin = Instant::now();
+        let operations = sconce_kernels::peak(Isa::current(), 1_000_000);
+        best = best.max(operations / begin.elapsed().as_secs_f64() / 1e9);
+    }
+    best
 }
 
 /// Milliseconds: the median of the runs that `seconds` have time for, at least one.

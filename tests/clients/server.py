@@ -53,7 +53,9 @@ def build_models(folder: Path) -> Path:
     write_model(folder, "slow", family="identity", delay_ms=200, max_batch_size=1)
     shutil.copytree(Path(setting("SCONCE_DEMO")) / "breast_cancer", folder / "breast_cancer")
     # The server refuses links that lead out of its folder: real files, then.
-    shutil.copytree(setting("SCONCE_MINILM"), folder / "minilm" / "1", copy_function=link_or_copy)
+    for name, keys in {"minilm": {}, "minilm_bf16": {"dtype": "bf16"}, "minilm_int8": {"dtype": "int8"}}.items():
+        write_model(folder, name, **keys)
+        shutil.copytree(setting("SCONCE_MINILM"), folder / name / "1", copy_function=link_or_copy, dirs_exist_ok=True)
     return folder
 
 

@@ -200,7 +200,7 @@ async fn an_unloaded_model_is_unavailable_until_it_is_loaded_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_wait_at_an_unload_are_answered_first() {
     let folder = Folder::new();
-    folder.identity("late/1", "instances = 1\nmax_queue_delay_ms = 1000");
+    folder.identity("late/1", "instances = 1\nmax_queue_delay_ms = 60000");
     let server = Running::start(&folder).await;
     let (client, admin) = (server.client().await, server.admin().await);
     let waiting = join_all((0..5).map(|_| infer_code(&client, identity_request("late", 1))));
@@ -232,7 +232,7 @@ async fn a_version_whose_folder_is_gone_is_gone_after_the_next_load() {
 #[tokio::test(flavor = "multi_thread")]
 async fn at_shutdown_requests_that_wait_are_answered() {
     let folder = Folder::new();
-    folder.identity("late/1", "instances = 1\nmax_queue_delay_ms = 1000");
+    folder.identity("late/1", "instances = 1\nmax_queue_delay_ms = 60000");
     let server = Running::start(&folder).await;
     let client = server.client().await;
     let waiting: Vec<_> = (0..5)

@@ -61,6 +61,8 @@ pub(crate) struct Shared {
 pub(crate) struct Queue {
     pub(crate) batcher: Batcher<Job>,
     closed: bool,
+    /// What waits is due at once.
+    hurried: bool,
     idle_workers: usize,
     /// A worker was woken and has not looked yet: it will see what arrives until then.
     waking: bool,
@@ -69,6 +71,10 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
+    fn due(&self, now: Instant) -> Due {
+        if self.hurried && !self.batcher.is_empty() { Due::Now } else { self.batcher.due(now) }
+    }
+
     /// Takes out what will never run. That takes long in a long queue, and overload must not feed itself: at most a
     /// sixteenth of the time goes into it.
     fn sweep(&mut self, now: Instant) -> Vec<Entry<Job>> {
@@ -129,6 +135,7 @@ impl Scheduler {
             queue: Mutex::new(Queue {
                 batcher: Batcher::new(policy),
                 closed: false,
+                hurried: false,
                 idle_workers: 0,
                 waking: false,
                 next_batch_id: 1,
@@ -199,7 +206,7 @@ impl Scheduler {
         }
         // The first in the queue needs a worker that watches the clock for it; those behind it a worker only when a batch is
         // due.
-        let wanted = queue.batcher.len() == 1 || queue.batcher.due(now) == Due::Now;
+        let wanted = queue.batcher.len() == 1 || queue.due(now) == Due::Now;
         // A refused request wakes nobody, so it must not say that somebody is being woken.
         let wake =
             pushed.is_ok() && wanted && queue.idle_workers > 0 && !std::mem::replace(&mut queue.waking, true);
@@ -232,6 +239,12 @@ impl Scheduler {
         self.shared.queue().batcher.len()
     }
 
+    /// From now on no request waits for company, those that wait already included: for a version that will get no more.
+    pub fn hurry(&self) {
+        self.shared.queue().hurried = true;
+        self.shared.wake.notify_all();
+    }
+
     /// Takes no more requests, lets the workers answer what waits, and joins them. Blocks: call it off the async threads.
     pub fn close(&self) {
         self.shared.close();
@@ -259,8 +272,7 @@ impl Shared {
         let mut queue = self.queue();
         loop {
             let now = Instant::now();
-            let due =
-                if queue.closed && !queue.batcher.is_empty() { Due::Now } else { queue.batcher.due(now) };
+            let due = queue.due(now);
             let wait = match due {
                 Due::Now => return true,
                 Due::Idle if queue.closed => return false,
@@ -287,7 +299,7 @@ impl Shared {
         let mut queue = self.queue();
         loop {
             let now = Instant::now();
-            if queue.batcher.is_empty() || (!queue.closed && queue.batcher.due(now) != Due::Now) {
+            if queue.due(now) != Due::Now {
                 return None;
             }
             let mut dispatch = queue.batcher.take(now, Job::abandoned);
@@ -332,7 +344,9 @@ impl Shared {
     }
 
     fn close(&self) {
-        self.queue().closed = true;
+        let mut queue = self.queue();
+        (queue.closed, queue.hurried) = (true, true);
+        drop(queue);
         self.wake.notify_all();
     }
 

@@ -130,6 +130,7 @@ impl Server {
     /// running after the drain timeout are cut off.
     pub async fn shutdown(self) {
         self.door.draining.cancel();
+        self.door.models.hurry();
         self.door.report_health().await;
         self.stop.cancel();
         self.tasks.close();

@@ -278,20 +278,23 @@ impl Models {
     /// Publishes one version's state; `None` removes it. Callers hold `changing`, so no change is lost.
     fn set(&self, name: &ModelName, version: ModelVersion, state: Option<State>) {
         let mut table = Table::clone(&self.table.load());
-        match state {
-            Some(state) => {
-                table.entry(name.clone()).or_default().insert(version, state);
-            }
-            None => {
-                if let Some(versions) = table.get_mut(name) {
-                    versions.remove(&version);
-                    if versions.is_empty() {
-                        table.remove(name);
-                    }
-                }
-            }
+        let versions = table.entry(name.clone()).or_default();
+        let before = match state {
+            Some(state) => versions.insert(version, state),
+            None => versions.remove(&version),
+        };
+        if versions.is_empty() {
+            table.remove(name);
         }
         self.table.store(Arc::new(table));
+        if let Some(State::Ready(served)) = before {
+            served.scheduler.hurry();
+        }
+    }
+
+    /// Lets no request wait for company any more: there will be none.
+    pub(crate) fn hurry(&self) {
+        self.ready().for_each(|served| served.scheduler.hurry());
     }
 
     /// What there is to load, and what is in the folder of models but is no model.

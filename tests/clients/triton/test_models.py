@@ -2,6 +2,8 @@
 
 import csv
 import json
+import pydoc_data.topics
+import re
 from pathlib import Path
 
 import numpy
@@ -119,6 +121,34 @@ def test_minilm_one_text_at_a_time(client, reference):
 def test_minilm_all_texts_in_one_batch(client, reference):
     texts = text_tensor(*(item["text"] for item in reference))
     assert_close(client.infer("minilm", [texts], client_timeout=PATIENCE).as_numpy("embedding"), reference)
+
+
+@pytest.fixture(scope="module")
+def sentences():
+    """A thousand sentences of English prose that comes with Python: its reference manual."""
+    prose = re.sub(r"\s+", " ", re.sub(r"[`*_|]", "", " ".join(pydoc_data.topics.topics.values())))
+    found = dict.fromkeys(re.split(r"(?<=[.!?]) (?=[A-Z])", prose))
+    words = [text for text in found if 20 <= len(text) <= 300 and re.fullmatch(r"[A-Z][A-Za-z ,;:'\"()-]+[.!?]", text)]
+    assert len(words) >= 1000
+    return words[:1000]
+
+
+@pytest.fixture(scope="module")
+def in_f32(client, sentences):
+    return embed(client, "minilm", sentences)
+
+
+def embed(client, model, texts):
+    batches = [text_tensor(*texts[start : start + 50]) for start in range(0, len(texts), 50)]
+    answers = [client.infer(model, [batch], client_timeout=PATIENCE) for batch in batches]
+    return numpy.concatenate([answer.as_numpy("embedding") for answer in answers])
+
+
+@pytest.mark.parametrize("model, least", [("minilm_bf16", 0.9995), ("minilm_int8", 0.99)])
+def test_minilm_in_lower_precision_stays_near(client, sentences, in_f32, model, least):
+    cosines = (embed(client, model, sentences) * in_f32).sum(axis=1)
+    print(f"{model}: cosine to f32 at least {cosines.min():.5f}, mean {cosines.mean():.5f}")
+    assert cosines.min() >= least, sentences[cosines.argmin()]
 
 
 def test_minilm_takes_a_flat_list_of_texts(client, reference):

@@ -335,9 +335,9 @@ impl Forward for Instance {
         let Self { network, rows, workspaces, output } = self;
         let request_rows = batch.inputs.iter().map(|input| input.rows).collect();
         rows.clear();
-        rows.extend(
-            batch.inputs.iter().flat_map(|input| &input.tensors).flat_map(|tensor| tensor.f32_values()),
-        );
+        for tensor in batch.inputs.iter().flat_map(|input| &input.tensors) {
+            rows.extend(tensor.f32_values());
+        }
         let logits = match &network.layers {
             Layers::Cpu(layers) => {
                 let (inner, columns) = (network.inner, network.columns);
