@@ -171,6 +171,9 @@ fn settings_labels_and_features_must_fit_the_weights() {
         open(one).path(),
         &["`mean`: expected a finite number, got NaN", "the features encode to 1 columns"],
     );
+    let wide = safetensors(&[("0.weight", &[1, 40_000], &[0.0; 40_000])]);
+    let wide = package(&[("model.toml", b"dtype = 'int8'"), ("model.safetensors", &wide)]);
+    refused(wide.path(), &["int8 expects layers of at most 32768 inputs, got 40000"]);
     refused(open("family = 'identity'\ndatatype = 'FP31'").path(), &["`datatype`: expected one of BOOL"]);
     refused(open("family = 'add_sub'\ntask = 'x'").path(), &["unknown key `task`"]);
     refused(open("family = 'bert'").path(), &["config.json: no such file"]);

@@ -49,8 +49,9 @@ impl From<Status> for Error {
         // A connection that broke off, or that the server closed before the call was on it, is UNKNOWN or CANCELLED to tonic.
         // What a server says has no local source.
         // The same of a server that says goodbye in good order, which tonic takes for an error of its own.
-        let goodbye =
-            chain(source).filter_map(|cause| cause.downcast_ref::<h2::Error>()).any(h2::Error::is_go_away);
+        let goodbye = chain(source).filter_map(|cause| cause.downcast_ref::<h2::Error>()).any(|error| {
+            error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
+        });
         let code = match status.code() {
             Code::Unknown | Code::Cancelled => Code::Unavailable,
             Code::Internal if goodbye => Code::Unavailable,

@@ -67,12 +67,13 @@ impl Reservation {
         let fitting = |held: usize| held.checked_add(bytes).filter(|sum| sum <= limit);
         // Only the sum matters and no other memory is published through it, so relaxed is enough.
         if held.try_update(Ordering::Relaxed, Ordering::Relaxed, fitting).is_err() {
-            return Err(Error::new(
-                ErrorCode::ResourceExhausted,
-                format!(
-                    "{bytes} bytes more would pass the limit of {limit} bytes in flight: try again later"
-                ),
-            ));
+            let total = self.bytes.saturating_add(bytes);
+            let message = if total > *limit {
+                format!("the request takes {total} bytes in all, the limit of bytes in flight is {limit}")
+            } else {
+                format!("{bytes} bytes more would pass the limit of {limit} bytes in flight: try again later")
+            };
+            return Err(Error::new(ErrorCode::ResourceExhausted, message));
         }
         self.bytes += bytes;
         Ok(())

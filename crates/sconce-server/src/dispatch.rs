@@ -51,18 +51,19 @@ impl PreparePool {
 }
 
 /// A request's tensors as what its model executes. `reservation` grows by what that takes, and to what the answer will.
+/// Whoever works on the request holds it, also when nobody waits for it any more.
 async fn prepare(
     pool: &PreparePool,
     served: &Served,
     tensors: Vec<(String, Tensor)>,
-    reservation: &mut Reservation,
-) -> Result<ModelInput> {
+    mut reservation: Reservation,
+) -> Result<(ModelInput, Reservation)> {
     let inputs = served.signature().check(tensors)?;
     let model = Arc::clone(served.scheduler.model());
     let Preparation { bytes, is_heavy } = model.preparation(&inputs);
     reservation.grow(bytes)?;
     reservation.grow_to(served.signature().answer_bytes(inputs.rows()))?;
-    pool.run(is_heavy, move || model.prepare(inputs)).await
+    pool.run(is_heavy, move || Ok((model.prepare(inputs)?, reservation))).await
 }
 
 /// Prepares, schedules and waits. The deadline holds at every step. The reservation comes back with the answer.
@@ -74,10 +75,11 @@ pub(crate) async fn infer(
     served: &Served,
     job: Job,
 ) -> Result<(InferOutput, Reservation)> {
-    let Job { tensors, priority, arrived_at, deadline, mut reservation } = job;
+    let Job { tensors, priority, arrived_at, deadline, reservation } = job;
     let replied = async {
         let started_at = Instant::now();
-        let input = within(deadline, prepare(pool, served, tensors, &mut reservation)).await??;
+        let prepared = within(deadline, prepare(pool, served, tensors, reservation)).await;
+        let (input, reservation) = prepared.flatten()?;
         served.scheduler.submit(Submission {
             input,
             priority,

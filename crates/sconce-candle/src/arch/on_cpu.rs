@@ -1,9 +1,19 @@
 //! Layers on our own kernels. Values are plain slices in memory that an instance keeps from batch to batch.
 
 use crate::weights::{LayerNames, Weights};
+use crate::{ModelSettings, Problems};
 use rayon::iter::{IntoParallelRefMutIterator as _, ParallelIterator as _};
 use sconce_kernels::{Activation, After, Isa, MAX_INT8_INNER, PackedMatrix, Precision, Scratch};
 use std::sync::{Mutex, PoisonError};
+
+/// Reports a layer that takes more values than the model's precision can sum up.
+pub(crate) fn check_inner(settings: &ModelSettings, inner: usize, problems: &mut Problems) {
+    if settings.precision == crate::Precision::Int8 && inner > MAX_INT8_INNER {
+        problems.push(format!(
+            "model.toml: `dtype`: int8 expects layers of at most {MAX_INT8_INNER} inputs, got {inner}"
+        ));
+    }
+}
 
 /// A dense layer and the activation after it.
 #[derive(Debug)]
@@ -28,11 +38,6 @@ impl Dense {
             if let Some(name) = own_bias {
                 bias.append(&mut weights.values(name)?);
             }
-        }
-        if precision == Precision::Int8 && inner > MAX_INT8_INNER {
-            return Err(format!(
-                "dtype int8: expected layers of at most {MAX_INT8_INNER} inputs, got {inner}"
-            ));
         }
         let columns = matrix.len() / inner.max(1);
         let weights = PackedMatrix::new(Isa::current(), precision, &matrix, columns, inner);

@@ -1,5 +1,5 @@
 use super::on_candle::{self, to_f32};
-use super::on_cpu::{self, Buffer, for_each_group};
+use super::on_cpu::{self, Buffer, check_inner, for_each_group};
 use super::scores::Scores;
 use crate::backend::{Forward, Pipeline, failed, scatter_rows};
 use crate::device::Engine;
@@ -73,6 +73,7 @@ impl Plan {
                 first.inner
             ));
         }
+        layers.iter().for_each(|layer| check_inner(settings, layer.inner, problems));
         let widest = layers.iter().map(|layer| layer.columns.max(layer.inner)).max().unwrap_or(0);
         if widest.saturating_mul(settings.max_batch_size) > MAX_BATCH_FLOATS {
             problems.push(format!(

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 
-/// How long a call's answers may wait without one of them leaving, and the bytes for which they have a second more.
+/// How long a call's answers may wait without one of them leaving, and the bytes of all answers on its connection for which they
+/// have a second more.
 const PATIENCE: Duration = Duration::from_secs(60);
 const BYTES_A_SECOND: usize = 256 << 10;
 
@@ -20,7 +21,7 @@ pub(crate) struct Calls(Mutex<Slab<Unsent>>);
 #[derive(Debug)]
 struct Unsent {
     bytes: usize,
-    /// When the first of them was there, or the one before it left.
+    /// When the first of them was handed over, or the one before it left.
     since: Instant,
 }
 
@@ -35,10 +36,12 @@ pub(crate) struct Call {
 impl Calls {
     /// Whether some call's answers wait for longer than the peer is given to take them.
     pub(crate) fn stuck(&self, now: Instant) -> bool {
-        self.lock().iter().any(|(_, unsent)| {
-            let allowed = PATIENCE + Duration::from_secs((unsent.bytes / BYTES_A_SECOND) as u64);
-            unsent.bytes > 0 && now.saturating_duration_since(unsent.since) > allowed
-        })
+        let calls = self.lock();
+        let bytes: usize = calls.iter().map(|(_, unsent)| unsent.bytes).sum();
+        let allowed = PATIENCE + Duration::from_secs((bytes / BYTES_A_SECOND) as u64);
+        calls
+            .iter()
+            .any(|(_, unsent)| unsent.bytes > 0 && now.saturating_duration_since(unsent.since) > allowed)
     }
 
     // Nothing that panics runs under the lock: a poisoned one is still sound.
@@ -54,7 +57,7 @@ impl Call {
         Arc::new(Self { calls: Arc::clone(calls), key, _place: place })
     }
 
-    /// An answer of `bytes` is there.
+    /// An answer of `bytes` is on its way out.
     pub(crate) fn add(&self, bytes: usize, now: Instant) {
         if let Some(unsent) = self.calls.lock().get_mut(self.key) {
             if unsent.bytes == 0 {
@@ -103,9 +106,11 @@ mod tests {
         assert!(!calls.stuck(at(1121)) && calls.stuck(at(1122)));
         streaming.remove(100, at(1122));
         assert!(!calls.stuck(at(5000)));
-        // A large answer has longer.
+        // A large answer has longer, and so has what shares the connection with it.
         slow.add(64 << 20, at(5000));
+        streaming.add(100, at(5000));
         assert!(!calls.stuck(at(5316)) && calls.stuck(at(5317)));
+        streaming.remove(100, at(5317));
         drop(slow);
         assert!(!calls.stuck(at(9000)));
         assert_eq!(places.available_permits(), 1);

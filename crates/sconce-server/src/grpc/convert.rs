@@ -209,8 +209,9 @@ where
 }
 
 /// Elements in the layout of a BYTES tensor. Each came in, or goes out, in one message: its length fits in 32 bits.
-fn bytes_data<'a>(elements: impl Iterator<Item = &'a [u8]>) -> Bytes {
-    let mut data = BytesMut::new();
+fn bytes_data<'a>(elements: impl Iterator<Item = &'a [u8]> + Clone) -> Bytes {
+    let len = elements.clone().map(|element| 4 + element.len()).sum();
+    let mut data = BytesMut::with_capacity(len);
     for element in elements {
         data.put_u32_le(u32::try_from(element.len()).unwrap_or(u32::MAX));
         data.extend_from_slice(element);

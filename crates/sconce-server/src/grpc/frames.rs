@@ -143,12 +143,18 @@ async fn in_time<T>(arrival: impl Future<Output = Result<T>>) -> Result<T> {
     })
 }
 
-/// Encodes the answer of `call` with its prefix. Its request's reservation becomes its own and is held until the last byte was
-/// sent: an answer that nobody reads is held like a request.
+/// An encoded answer with its prefix, and its share of the budget.
+pub(crate) struct Encoded {
+    message: BytesMut,
+    reservation: Reservation,
+}
+
+/// Encodes an answer. Its request's reservation becomes its own and is held until the last byte was sent: an answer that nobody
+/// reads is held like a request.
 ///
 /// # Errors
 /// `Internal` for more than a message can carry.
-pub(crate) fn encode(message: impl Message, mut reservation: Reservation, call: &Arc<Call>) -> Result<Bytes> {
+pub(crate) fn encode(message: impl Message, mut reservation: Reservation) -> Result<Encoded> {
     let len = message.encoded_len();
     if i32::try_from(len).is_err() {
         return Err(Error::internal(format!("the answer has {len} bytes, more than a message can carry")));
@@ -160,8 +166,16 @@ pub(crate) fn encode(message: impl Message, mut reservation: Reservation, call: 
     let _ = message.encode(&mut buffer);
     drop(message);
     reservation.settle(len);
-    call.add(buffer.len(), Instant::now());
-    Ok(Bytes::from_owner(Answer { message: buffer, _reservation: reservation, call: Arc::clone(call) }))
+    Ok(Encoded { message: buffer, reservation })
+}
+
+impl Encoded {
+    /// The bytes, to be handed to HTTP/2 now: from here on `call` waits for its peer to take them.
+    pub(crate) fn leave(self, call: &Arc<Call>) -> Bytes {
+        let Self { message, reservation } = self;
+        call.add(message.len(), Instant::now());
+        Bytes::from_owner(Answer { message, _reservation: reservation, call: Arc::clone(call) })
+    }
 }
 
 /// The trailers of a call that went well.

@@ -5,7 +5,7 @@ use crate::dispatch::{self, Job};
 use crate::door::Door;
 use crate::grpc::call::Call;
 use crate::grpc::convert;
-use crate::grpc::frames::{self, ARRIVAL_LIMIT, MessageReader, Received, UnaryBody};
+use crate::grpc::frames::{self, ARRIVAL_LIMIT, Encoded, MessageReader, Received, UnaryBody};
 use crate::grpc::status;
 use crate::grpc::weight;
 use bytes::Bytes;
@@ -63,7 +63,7 @@ where
     };
     let (request, reservation) = decode(door, received, deadline).await?;
     let (response, reservation) = infer(door, request, reservation, arrived_at, deadline).await?;
-    frames::encode(response, reservation, call)
+    Ok(frames::encode(response, reservation)?.leave(call))
 }
 
 /// Answers one `ModelStreamInfer` call: reads requests and gives replies, in order, until the caller ends the stream.
@@ -87,17 +87,20 @@ where
     let replies = messages(reader, deadline)
         .take_until(async move { draining.cancelled().await })
         .map(move |message| {
-            let (door, call) = (Arc::clone(&door), Arc::clone(&call));
+            let door = Arc::clone(&door);
             // A task of its own: it comes to its end, and lets go of its model, even when the caller does not read.
-            let reply = tokio::spawn(async move {
-                stream_reply(&door, &call, message, deadline, errors_end_the_stream).await
-            });
+            let reply =
+                tokio::spawn(
+                    async move { stream_reply(&door, message, deadline, errors_end_the_stream).await },
+                );
             AbortOnDropHandle::new(reply)
         })
         .buffered(STREAM_CONCURRENCY)
         .map(|reply| {
             reply.unwrap_or_else(|error| Err(Error::internal("the reply was lost").with_source(error)))
-        });
+        })
+        // A reply that waits for those before it keeps nobody waiting but us.
+        .map(move |reply| reply.map(|encoded| encoded.leave(&call)));
     respond(tonic::body::Body::new(StreamBody::new(framed(replies))))
 }
 
@@ -143,11 +146,10 @@ fn framed(
 
 async fn stream_reply(
     door: &Door,
-    call: &Arc<Call>,
     message: Result<Result<Received>>,
     deadline: Option<Instant>,
     errors_end_the_stream: bool,
-) -> Result<Bytes> {
+) -> Result<Encoded> {
     let arrived_at = Instant::now();
     let received = message?;
     let mut id = String::new();
@@ -167,7 +169,7 @@ async fn stream_reply(
     let last = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
     response.parameters.insert("triton_final_response".to_owned(), last);
     let reply = ModelStreamInferResponse { error_message, infer_response: Some(response) };
-    frames::encode(reply, reservation, call)
+    frames::encode(reply, reservation)
 }
 
 /// One request, from the message to the message. Its reservation comes back with the answer.
@@ -185,8 +187,10 @@ async fn infer(
     let prediction_id = PredictionId::new();
     let count = |error: &Error| served.scheduler.count_failure(error, arrived_at.elapsed());
     let is_large = reservation.bytes() > INLINE_MESSAGE_BYTES;
-    let converted = door.prepare.run(is_large, move || convert::request(message));
-    let request = dispatch::within(call_deadline, converted).await.flatten().inspect_err(count)?;
+    // Whoever works on the request holds its reservation, also when nobody waits for it any more.
+    let work = move || Ok((convert::request(message)?, reservation));
+    let converted = dispatch::within(call_deadline, door.prepare.run(is_large, work)).await;
+    let (request, reservation) = converted.flatten().inspect_err(count)?;
     request.wanted.check(served.signature()).inspect_err(count)?;
     let own_deadline = request.timeout.and_then(|timeout| arrived_at.checked_add(timeout));
     let job = Job {

@@ -8,29 +8,37 @@ use sconce_core::{Error, Result};
 const SUBMESSAGE_BYTES: usize = 640;
 /// The same for an element of a list of byte strings.
 const STRING_BYTES: usize = 64;
-/// How far packed integers and map entries swell, at most: a one-byte integer becomes eight, in a vector that doubles; an
-/// entry of five bytes becomes a string, a value and their share of a tree.
-const INTEGERS_SWELL: usize = 16;
+/// How far map entries and shapes swell, at most: an entry of five bytes becomes a string, a value and their share of a tree; a
+/// one-byte integer of a shape eight bytes, in a vector that doubles.
 const ENTRIES_SWELL: usize = 32;
+const SHAPE_SWELL: usize = 16;
+/// How far a one-byte value of typed contents swells: to its own width, in a vector that doubles, and once more in the raw
+/// layout.
+const BOOLS_SWELL: usize = 4;
+const INTEGERS_SWELL: usize = 12;
+const LONG_INTEGERS_SWELL: usize = 24;
+/// Floats are as wide on the wire.
+const FLOATS_SWELL: usize = 3;
 
 /// Inputs, their contents and wanted outputs of a message, all together: each is cheap to send and costs work until it is
 /// refused, and no model has as many.
 const MAX_TENSORS: usize = 8192;
 
-/// Bytes that decoding a `ModelInferRequest` takes beside the message itself, never less than it really does. A message that
-/// is broken weighs what was read of it: decoding stops there as well.
+/// Bytes that decoding and converting a `ModelInferRequest` takes beside the message itself, never less than it really does. A
+/// message that breaks off weighs what was read of it: decoding stops there as well.
 ///
 /// # Errors
-/// `InvalidArgument` for more inputs and outputs than any model has.
+/// `InvalidArgument` for more inputs and outputs than any model has, and for groups: this protocol has none, but a decoder
+/// would read on behind one.
 pub(crate) fn decoded_bytes(message: &[u8]) -> Result<usize> {
     let mut tensors = 0;
     let bytes = sum(message, |field, payload| {
         tensors += usize::from(matches!(field, 5..=7));
-        match field {
+        Ok(match field {
             // Refused in the end: no need to look at them all.
             5..=7 if tensors > MAX_TENSORS => 0,
             // inputs
-            5 => SUBMESSAGE_BYTES + sum(payload, input_field),
+            5 => SUBMESSAGE_BYTES + sum(payload, input_field)?,
             // outputs: a name, parameters
             6 => SUBMESSAGE_BYTES + payload.len() * ENTRIES_SWELL,
             // raw contents stay where they are
@@ -38,8 +46,8 @@ pub(crate) fn decoded_bytes(message: &[u8]) -> Result<usize> {
             // parameters
             4 => payload.len() * ENTRIES_SWELL,
             _ => payload.len(),
-        }
-    });
+        })
+    })?;
     if tensors > MAX_TENSORS {
         return Err(Error::invalid(format!(
             "expected at most {MAX_TENSORS} inputs, contents and outputs all together, got {tensors}"
@@ -48,29 +56,30 @@ pub(crate) fn decoded_bytes(message: &[u8]) -> Result<usize> {
     Ok(bytes)
 }
 
-fn input_field(field: u64, payload: &[u8]) -> usize {
-    match field {
+fn input_field(field: u64, payload: &[u8]) -> Result<usize> {
+    Ok(match field {
         // shape
-        3 => payload.len() * INTEGERS_SWELL,
+        3 => payload.len() * SHAPE_SWELL,
         4 => payload.len() * ENTRIES_SWELL,
         // contents
-        5 => SUBMESSAGE_BYTES + sum(payload, contents_field),
+        5 => SUBMESSAGE_BYTES + sum(payload, contents_field)?,
         _ => payload.len(),
-    }
+    })
 }
 
-fn contents_field(field: u64, payload: &[u8]) -> usize {
-    match field {
-        // floats are as wide on the wire as in memory
-        6 | 7 => payload.len() * 2,
-        8 => STRING_BYTES,
-        _ => payload.len() * INTEGERS_SWELL,
-    }
+fn contents_field(field: u64, payload: &[u8]) -> Result<usize> {
+    Ok(match field {
+        1 => payload.len() * BOOLS_SWELL,
+        2 | 4 => payload.len() * INTEGERS_SWELL,
+        6 | 7 => payload.len() * FLOATS_SWELL,
+        8 => STRING_BYTES + payload.len(),
+        _ => payload.len() * LONG_INTEGERS_SWELL,
+    })
 }
 
 /// The sum of `weigh(field number, payload)` over the fields of a message. A field that is no length-delimited one has its
 /// eight bytes, at most, for payload.
-fn sum(mut message: &[u8], mut weigh: impl FnMut(u64, &[u8]) -> usize) -> usize {
+fn sum(mut message: &[u8], mut weigh: impl FnMut(u64, &[u8]) -> Result<usize>) -> Result<usize> {
     let mut total = 0usize;
     while let Some(tag) = varint(&mut message) {
         let (field, payload) = match tag & 7 {
@@ -92,12 +101,15 @@ fn sum(mut message: &[u8], mut weigh: impl FnMut(u64, &[u8]) -> usize) -> usize 
                 message = rest;
                 (tag >> 3, payload)
             }
-            // Groups are not of this protocol.
-            _ => break,
+            other => {
+                let message =
+                    format!("the message is no ModelInferRequest: a field has the wire type {other}");
+                return Err(Error::invalid(message));
+            }
         };
-        total = total.saturating_add(weigh(field, payload));
+        total = total.saturating_add(weigh(field, payload)?);
     }
-    total
+    Ok(total)
 }
 
 fn varint(message: &mut &[u8]) -> Option<u64> {
@@ -160,14 +172,23 @@ mod tests {
     }
 
     #[test]
+    fn nothing_hides_behind_a_group() {
+        // Start and end of a group in field 15, which a decoder skips; then an empty input.
+        let hidden = b"\x7b\x7c\x2a\x00";
+        assert_eq!(ModelInferRequest::decode(&hidden[..]).unwrap().inputs.len(), 1);
+        let in_input = [&[0x2a, 4][..], b"\x7b\x7c\x18\x01"].concat();
+        let in_contents = [&[0x2a, 6, 0x2a, 4][..], b"\x7b\x7c\x10\x01"].concat();
+        for message in [&hidden[..], &in_input, &in_contents, b"\x0b", b"\x0c", b"\x0e", b"\x0f"] {
+            let error = decoded_bytes(message).unwrap_err();
+            assert_eq!(error.code(), sconce_core::ErrorCode::InvalidArgument, "{message:?}");
+        }
+    }
+
+    #[test]
     fn broken_messages_end_the_count() {
-        for broken in [
-            &b"\x2a"[..],
-            b"\x2a\xff",
-            b"\x2a\x05abc",
-            b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
-            b"\x0b",
-        ] {
+        for broken in
+            [&b"\x2a"[..], b"\x2a\xff", b"\x2a\x05abc", b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"]
+        {
             assert_eq!(decoded_bytes(broken).unwrap(), 0, "{broken:?}");
         }
     }

@@ -4,6 +4,7 @@ mod candle;
 mod config;
 mod cpu;
 
+use super::on_cpu::check_inner;
 use super::scores::{Scores, normalize};
 use crate::backend::Pipeline;
 use crate::device::Engine;
@@ -74,6 +75,7 @@ impl Plan {
         let weights = Weights::open(folder, problems);
         let (config, weights) = (config?, weights?);
         check_encoder(&config, &weights, problems);
+        check_inner(settings, config.hidden.max(config.intermediate), problems);
         let head = config.names(&weights).head();
         let classifies = config.is_classifier || weights.shape(&head.1.0).is_some();
         let task = task.unwrap_or(if classifies { Task::Classification } else { Task::Embedding });
