@@ -254,19 +254,21 @@ unsafe fn exponentials<S: Simd>(row: *mut f32, len: usize, scale: f32) -> f32 {
             odd = S::max(S::load(row.add(at)), odd);
         }
         let largest = S::largest(S::max(odd, even));
-        let (scale, shift) = (S::splat(scale), S::splat(-largest * scale));
+        // The largest first: its own exponent is exactly zero then, however large it is.
+        let (scale, largest) = (S::splat(scale), S::splat(largest));
+        let share = |score| exp::<S>(S::mul(S::sub(score, largest), scale));
         let (mut even, mut odd) = (S::splat(0.0), S::splat(0.0));
         let mut at = 0;
         while at < last {
-            let one = exp::<S>(S::mul_add(S::load(row.add(at)), scale, shift));
-            let two = exp::<S>(S::mul_add(S::load(row.add(at + S::LANES)), scale, shift));
+            let one = share(S::load(row.add(at)));
+            let two = share(S::load(row.add(at + S::LANES)));
             S::store(row.add(at), one);
             S::store(row.add(at + S::LANES), two);
             (even, odd) = (S::add(even, one), S::add(odd, two));
             at += 2 * S::LANES;
         }
         if at == last {
-            let one = exp::<S>(S::mul_add(tail, scale, shift));
+            let one = share(tail);
             S::store(row.add(at), one);
             even = S::add(even, one);
         }

@@ -6,6 +6,9 @@ use std::ptr::NonNull;
 /// Cache line, in bytes: vectors that straddle two lines load at half speed.
 pub(crate) const LINE: usize = 64;
 
+#[repr(align(64))]
+struct Line;
+
 /// Zeroed memory that starts at a cache line, for plain numbers.
 pub(crate) struct Buffer {
     start: NonNull<u8>,
@@ -20,7 +23,7 @@ unsafe impl Sync for Buffer {}
 impl Buffer {
     pub(crate) fn zeroed(bytes: usize) -> Self {
         if bytes == 0 {
-            return Self { start: NonNull::<[u8; LINE]>::dangling().cast(), bytes };
+            return Self { start: NonNull::<Line>::dangling().cast(), bytes };
         }
         let layout = Self::layout(bytes);
         // SAFETY: The layout's size is not zero.

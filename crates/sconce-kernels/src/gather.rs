@@ -150,7 +150,8 @@ impl Kernel for MeanPool<'_> {
 /// Shorter rows than this are divided by this instead of their length.
 const LEAST_LENGTH: f32 = 1e-12;
 
-/// Brings rows of `width` values to unit length, in place; zeros stay zeros.
+/// Brings rows of `width` values to unit length, in place; zeros stay zeros, and so becomes a row whose squares
+/// overflow (values above 1e19).
 ///
 /// # Panics
 /// If `x` is not whole rows.

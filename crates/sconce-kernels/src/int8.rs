@@ -28,7 +28,7 @@ pub(crate) fn weight(weight: f32, scale: f32) -> i8 {
 }
 
 /// Ranges below this are taken for zero: the inverse of their scale could overflow.
-const LEAST_RANGE: f32 = 1e-30;
+const LEAST_SCALE: f32 = 4e-33;
 
 /// The scale and zero of a row. A row with a value that is no finite number has the scale NaN.
 ///
@@ -48,14 +48,14 @@ unsafe fn row_terms<S: Simd>(row: &[f32]) -> RowTerms {
             finite = S::mul_add(value, zero, finite);
         }
         let (least, most) = (-S::largest(S::sub(zero, least)), S::largest(most));
-        let range = most - least;
-        if S::sum(finite).is_nan() || !range.is_finite() {
+        if S::sum(finite).is_nan() {
             return RowTerms { scale: f32::NAN, zero: 0, sum: 0 };
         }
-        if range < LEAST_RANGE {
+        // In two parts, so that the range of two large numbers does not overflow.
+        let scale = most / 255.0 - least / 255.0;
+        if scale < LEAST_SCALE {
             return RowTerms { scale: 0.0, zero: 0, sum: 0 };
         }
-        let scale = range / 255.0;
         let zero = (-128.0 - least / scale).round_ties_even().clamp(-128.0, 127.0);
         RowTerms { scale, zero: zero as i32, sum: 0 }
     }
@@ -161,7 +161,7 @@ impl<S: Simd> Encode<S> for Pairs {
         // SAFETY: The caller's promise.
         unsafe {
             let value = S::corrected(sums, 0, row.zero, columns);
-            S::mul(value, S::mul(S::splat(row.scale), S::load(scales)))
+            S::mul(S::mul(value, S::load(scales)), S::splat(row.scale))
         }
     }
 }
@@ -265,7 +265,7 @@ mod vnni {
             // SAFETY: The caller's promise.
             unsafe {
                 let value = Avx512::corrected(sums, 128 * row.sum, row.zero, columns);
-                Avx512::mul(value, Avx512::mul(Avx512::splat(row.scale), Avx512::load(scales)))
+                Avx512::mul(Avx512::mul(value, Avx512::load(scales)), Avx512::splat(row.scale))
             }
         }
     }

@@ -31,9 +31,9 @@ functions! {
 
     Relu<S>(x) { S::max(S::splat(0.0), x) }
 
-    /// `x · Φ(x)`, where Φ is the normal distribution's function, within 6e-7 of `max(1, |y|)`.
+    /// `x · Φ(x)`, where Φ is the normal distribution's function, within 1e-6 of `max(1, |y|)`.
     ///
-    /// Φ(x) = ½ + x · q(x²) up to |x| = [`GELU_BOUND`], beyond which less than 3e-7 is lost. The polynomial q
+    /// Φ(x) = ½ + x · q(x²) up to |x| = [`GELU_BOUND`], beyond which less than 1e-6 is lost. The polynomial q
     /// is the minimax one (by the Remez exchange) for the error of x² · q, in a variable that runs from -1 to
     /// 1, where high powers do not cancel.
     Gelu<S>(x) {

@@ -109,7 +109,8 @@ pub(crate) unsafe fn multiply<S: Simd, P: Product<S>, const VECTORS: usize>(of: 
         // SAFETY: Within `count` rows.
         unsafe {
             let mut of = Operands {
-                rows: of.rows.add(start * of.row_stride),
+                // Without steps there are no words, and nothing is read.
+                rows: of.rows.wrapping_add(start * of.row_stride),
                 sums: of.sums.add(start * of.sum_stride),
                 far: of.far.wrapping_add(tile_index * of.steps * of.far_step),
                 ..of

@@ -219,6 +219,42 @@ fn attention_of_many_tokens_is_that_of_each() {
 }
 
 #[test]
+fn attention_of_large_scores_is_that_of_the_largest() {
+    for isa in Isa::available() {
+        for (query, key, one, equal) in
+            [(1e12, 1.0, 1.0, 0.25), (1e10, 1.1, 1.0, 0.25), (1e30, 1.0, 1.0, 0.25)]
+        {
+            for (others, want) in [(0.0, one), (key, equal)] {
+                let mut qkv = vec![0.0_f32; 4 * 72];
+                for (token, row) in qkv.chunks_exact_mut(72).enumerate() {
+                    row[0] = query;
+                    row[24] = if token == 0 { key } else { others };
+                    row[48] = if token == 0 { 1.0 } else { 0.0 };
+                }
+                let mut out = vec![0.0; 4 * 24];
+                attention(isa, &qkv, 24, 1, &mut out, &mut Scratch::new());
+                assert!((out[0] - want).abs() < 1e-6, "{isa:?}: {} instead of {want}", out[0]);
+            }
+        }
+    }
+}
+
+#[test]
+fn large_numbers_stay_numbers_in_int8() {
+    for isa in Isa::available() {
+        let dense_of = |x: &[f32], weights: &[f32], columns: usize| {
+            let weights = PackedMatrix::new(isa, Precision::Int8, weights, columns, x.len());
+            let mut out = vec![0.0; columns];
+            dense(x, &weights, After::NOTHING, &mut out, &mut Scratch::new());
+            out
+        };
+        let got = dense_of(&[2e38, -2e38], &[1.0, 0.0, 0.0, 0.0], 2);
+        assert!((got[0] - 2e38).abs() < 4e36 && got[1] == 0.0, "{isa:?}: {got:?}");
+        assert_eq!(dense_of(&[3e38, 0.0], &[0.0, 4e4], 1), [0.0], "{isa:?}");
+    }
+}
+
+#[test]
 fn attention_keeps_nan_to_its_head_and_query() {
     let (hidden, heads, tokens) = (64, 2, 20);
     for isa in Isa::available() {
@@ -279,8 +315,8 @@ fn norms_match_plain_loops_and_ignore_the_batch() {
 fn quantised_row(row: &[f32]) -> (Vec<i64>, f32, i64) {
     let least = row.iter().fold(0.0_f32, |a, b| a.min(*b));
     let most = row.iter().fold(0.0_f32, |a, b| a.max(*b));
-    let scale = (most - least) / 255.0;
-    if most - least < 1e-30 {
+    let scale = most / 255.0 - least / 255.0;
+    if scale < 4e-33 {
         return (vec![0; row.len()], 0.0, 0);
     }
     let zero = (-128.0 - least / scale).round_ties_even();
@@ -312,7 +348,7 @@ fn products_of_bytes_are_exact_in_integers() {
                 let unit = column.iter().fold(0.0_f32, |a, b| a.max(b.abs())) / 127.0;
                 let integer = |w: &f32| if unit > 0.0 { (w / unit).round_ties_even() as i64 } else { 0 };
                 let sum: i64 = own.iter().zip(column).map(|(q, w)| (q - zero) * integer(w)).sum();
-                want.push(sum as f32 * (scale * unit));
+                want.push(sum as f32 * unit * scale);
             }
         }
         for isa in Isa::available() {
