@@ -140,16 +140,18 @@ fn read_toml(folder: &Folder, problems: &mut Problems) -> Option<Keys> {
 
 fn infer_family(folder: &Folder, problems: &mut Problems) -> Option<Family> {
     let before = problems.count();
-    if folder.json("config.json", problems).is_some() {
-        return Some(Family::Bert);
+    if let Some(config) = folder.json("config.json", problems) {
+        let model_type = config.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default();
+        let is_vision = arch::VISION_MODEL_TYPES.contains(&model_type);
+        return Some(if is_vision { Family::Vision } else { Family::Bert });
     }
     if problems.count() > before {
         return None;
     }
     if folder.safetensors().is_empty() {
         problems.push(
-            "no model found: expected a model.toml with a `family`, a config.json (BERT family), \
-             or a model.safetensors with dense layers; ONNX and vision models are not served",
+            "no model found: expected a model.toml with a `family`, a config.json (BERT or vision \
+             family), or a model.safetensors with dense layers; ONNX models are not served",
         );
         return None;
     }

@@ -17,14 +17,17 @@ pub enum Family {
     Tabular,
     /// BERT, DistilBERT, RoBERTa and XLM-RoBERTa: sentence embedding or sequence classification.
     Bert,
+    /// ViT and ResNet: image classification.
+    Vision,
 }
 
 impl Family {
-    pub(crate) const WORDS: [(&str, Self); 4] = [
+    pub(crate) const WORDS: [(&str, Self); 5] = [
         ("identity", Self::Identity),
         ("add_sub", Self::AddSub),
         ("tabular", Self::Tabular),
         ("bert", Self::Bert),
+        ("vision", Self::Vision),
     ];
 
     /// The name in `model.toml` and in metadata.
@@ -34,6 +37,7 @@ impl Family {
             Self::AddSub => "add_sub",
             Self::Tabular => "tabular",
             Self::Bert => "bert",
+            Self::Vision => "vision",
         }
     }
 }
@@ -80,7 +84,7 @@ pub struct ModelSettings {
     pub family: Family,
     /// One line for people.
     pub description: String,
-    /// The most rows a request, and a batch, may have. Default 64.
+    /// The most rows a request, and a batch, may have. Default 64, of images 16.
     pub max_batch_size: usize,
     /// The most tokens a batch may have, for models that have tokens. Default 16384.
     pub max_batch_tokens: Option<usize>,
@@ -102,6 +106,8 @@ pub struct ModelSettings {
     pub metrics: BTreeMap<String, f64>,
 }
 
+/// Rows of a batch of images: each is as much work as a long text.
+const DEFAULT_IMAGES: usize = 16;
 /// Token bound of a batch of the BERT family.
 const DEFAULT_BATCH_TOKENS: usize = 16_384;
 const MAX_DESCRIPTION_BYTES: usize = 4096;
@@ -114,7 +120,7 @@ impl ModelSettings {
         Self {
             family,
             description: String::new(),
-            max_batch_size: 64,
+            max_batch_size: if family == Family::Vision { DEFAULT_IMAGES } else { 64 },
             max_batch_tokens: has_tokens.then_some(DEFAULT_BATCH_TOKENS),
             max_queue_delay: Duration::ZERO,
             queue_depth: 1024,

@@ -58,6 +58,12 @@ fn a_batch_like_one_before_allocates_nothing_of_4_kib_or_more() {
         let ids: Vec<u8> = (5..29i64).flat_map(i64::to_le_bytes).collect();
         ("input_ids", Tensor::new(DataType::Int64, vec![1, 24], ids.into()).unwrap())
     });
+    for name in ["vit", "resnet_bottleneck"] {
+        check(&root.join("tests/data/vision").join(name), name, || {
+            let image = vec![0; 3 * 32 * 32 * 4];
+            ("pixel_values", Tensor::new(DataType::Fp32, vec![1, 3, 32, 32], image.into()).unwrap())
+        });
+    }
     check(&root.join("../sconce/demo/breast_cancer/2"), "tabular", || {
         let row = vec![0; 8 * 30 * 4];
         ("features", Tensor::new(DataType::Fp32, vec![8, 30], row.into()).unwrap())

@@ -78,6 +78,11 @@ impl Inputs {
         matches!(self.tensors.get(index), Some(Some(_)))
     }
 
+    /// Input `index` of the signature, if it was given.
+    pub fn get(&self, index: usize) -> Option<&Tensor> {
+        self.tensors.get(index).and_then(Option::as_ref)
+    }
+
     /// Bytes of all tensors that were given.
     pub fn bytes(&self) -> usize {
         self.tensors.iter().flatten().map(|tensor| tensor.data().len()).sum()

@@ -91,6 +91,8 @@ pub struct Scratch {
     pub(crate) sums: Buffer,
     pub(crate) keys: Buffer,
     pub(crate) values: Buffer,
+    /// What a convolution's window sees, for one place at a time.
+    pub(crate) window: Vec<f32>,
 }
 
 impl Scratch {
@@ -101,6 +103,7 @@ impl Scratch {
 
     /// The bytes held.
     pub fn bytes(&self) -> usize {
-        [&self.rows, &self.terms, &self.sums, &self.keys, &self.values].iter().map(|b| b.bytes()).sum()
+        let buffers = [&self.rows, &self.terms, &self.sums, &self.keys, &self.values];
+        buffers.iter().map(|b| b.bytes()).sum::<usize>() + self.window.len() * size_of::<f32>()
     }
 }

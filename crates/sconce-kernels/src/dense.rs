@@ -1,8 +1,9 @@
 //! Dense layers: rows times packed weights, then bias, activation and residual while the product is in cache.
 
 use crate::buffer::{LINE, Scratch};
+use crate::conv::Windows;
 use crate::isa::Kernel;
-use crate::math::{self, Function};
+use crate::math::{self, Function, Relu};
 use crate::pack::{Form, PackedMatrix};
 use crate::product::{Operands, Product, Single, multiply, part_end};
 use crate::simd::Simd;
@@ -61,14 +62,7 @@ pub fn dense(x: &[f32], weights: &PackedMatrix, after: After<'_>, out: &mut [f32
     if out.is_empty() {
         return;
     }
-    let dense = Dense { x, rows, weights, after, out, scratch };
-    match weights.form {
-        Form::Single => weights.isa.run(InSingle(dense)),
-        Form::Bf16 => weights.isa.run(bf16::InBf16(dense)),
-        Form::Bf16Native => bf16::run_native(weights.isa, dense),
-        Form::Int8Pairs => int8::run_pairs(weights.isa, dense),
-        Form::Int8Vnni => int8::run_vnni(weights.isa, dense),
-    }
+    Dense { x: Rows::Slice(x), rows, weights, after, relu_last: false, out, scratch }.dispatch();
 }
 
 struct InSingle<'a>(Dense<'a>);
@@ -81,14 +75,25 @@ impl Kernel for InSingle<'_> {
     }
 }
 
+/// Where the rows of a product come from.
+#[derive(Clone, Copy)]
+pub(crate) enum Rows<'a> {
+    /// They lie one after another.
+    Slice(&'a [f32]),
+    /// They are what a convolution's window sees of images.
+    Windows(Windows<'a>),
+}
+
 /// A product whose lengths were checked.
 pub(crate) struct Dense<'a> {
-    x: &'a [f32],
-    rows: usize,
-    weights: &'a PackedMatrix,
-    after: After<'a>,
-    out: &'a mut [f32],
-    scratch: &'a mut Scratch,
+    pub(crate) x: Rows<'a>,
+    pub(crate) rows: usize,
+    pub(crate) weights: &'a PackedMatrix,
+    pub(crate) after: After<'a>,
+    /// Whether negative values become zero once the residual was added.
+    pub(crate) relu_last: bool,
+    pub(crate) out: &'a mut [f32],
+    pub(crate) scratch: &'a mut Scratch,
 }
 
 /// What else a row is, when its words are integers: it stands for `(integers - zero) · scale`.
@@ -142,6 +147,18 @@ const BLOCK_ROWS: usize = 168;
 const AHEAD: usize = 4096;
 
 impl Dense<'_> {
+    /// Computes it as the weights are packed.
+    pub(crate) fn dispatch(self) {
+        let isa = self.weights.isa;
+        match self.weights.form {
+            Form::Single => isa.run(InSingle(self)),
+            Form::Bf16 => isa.run(bf16::InBf16(self)),
+            Form::Bf16Native => bf16::run_native(isa, self),
+            Form::Int8Pairs => int8::run_pairs(isa, self),
+            Form::Int8Vnni => int8::run_vnni(isa, self),
+        }
+    }
+
     /// # Safety
     /// That of [`Product`].
     #[inline(always)]
@@ -176,7 +193,10 @@ impl Dense<'_> {
         let terms = scratch.terms.at_least(count * size_of::<RowTerms>()).cast::<RowTerms>();
         let sums = scratch.sums.at_least(count * weights.vectors * S::LANES * 4).cast::<u32>();
         for row in 0..count {
-            let x = &self.x[(first + row) * inner..][..inner];
+            let x = match &self.x {
+                Rows::Slice(x) => &x[(first + row) * inner..][..inner],
+                Rows::Windows(windows) => windows.row(first + row, &mut scratch.window),
+            };
             // SAFETY: The buffers hold `count` rows of all blocks.
             unsafe {
                 let mut own = P::begin(x);
@@ -277,10 +297,16 @@ impl Dense<'_> {
                         if !after.residual.is_empty() {
                             value = S::add(value, S::load(after.residual.as_ptr().add(at)));
                         }
+                        if self.relu_last {
+                            value = Relu::of::<S>(value);
+                        }
                         S::store(self.out.as_mut_ptr().add(at), value);
                     } else if count > 0 {
                         if !after.residual.is_empty() {
                             value = S::add(value, S::load_part(after.residual.as_ptr().add(at), count));
+                        }
+                        if self.relu_last {
+                            value = Relu::of::<S>(value);
                         }
                         S::store_part(self.out.as_mut_ptr().add(at), value, count);
                     }

@@ -1,4 +1,4 @@
-//! CPU kernels of transformer encoders, with vector instructions chosen at run time.
+//! CPU kernels of transformer encoders and convolutional networks, with vector instructions chosen at run time.
 //!
 //! All functions work on the rows they are given, in the calling thread: callers split rows over threads.
 //! Every output row is computed by the same operations in the same order whatever rows it is computed with, so
@@ -15,6 +15,7 @@
 mod attention;
 mod bf16;
 mod buffer;
+mod conv;
 mod dense;
 mod gather;
 mod int8;
@@ -30,6 +31,7 @@ mod x86;
 
 pub use attention::attention;
 pub use buffer::Scratch;
+pub use conv::{Convolution, Images, Window, convolve, max_pool};
 pub use dense::{Activation, After, dense};
 pub use gather::{Table, embed, l2_normalize, mean_pool, softmax};
 pub use isa::{ISA_VARIABLE, Isa, Level};

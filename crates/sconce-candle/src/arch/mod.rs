@@ -2,13 +2,16 @@
 
 mod add_sub;
 mod bert;
+pub(crate) mod fields;
 mod identity;
 mod on_candle;
 mod on_cpu;
 mod scores;
 mod tabular;
+mod vision;
 
 pub(crate) use on_candle::Target;
+pub(crate) use vision::MODEL_TYPES as VISION_MODEL_TYPES;
 
 use crate::Problems;
 use crate::files::Folder;
@@ -24,6 +27,7 @@ pub(crate) enum Plan {
     AddSub(add_sub::Plan),
     Tabular(tabular::Plan),
     Bert(Box<bert::Plan>),
+    Vision(Box<vision::Plan>),
 }
 
 /// Checks the family's own keys and files.
@@ -44,6 +48,8 @@ pub(crate) fn open(
             .map(|p| (p.signature(settings), Plan::Tabular(p))),
         Family::Bert => bert::Plan::open(folder, settings, keys, problems)
             .map(|p| (p.signature(settings), Plan::Bert(Box::new(p)))),
+        Family::Vision => vision::Plan::open(folder, settings, problems)
+            .map(|p| (p.signature(settings), Plan::Vision(Box::new(p)))),
     }
 }
 
@@ -58,6 +64,7 @@ pub(crate) fn load(
         Plan::AddSub(plan) => Arc::new(add_sub::Model::new(plan, signature)),
         Plan::Tabular(plan) => Arc::new(tabular::Model::load(plan, settings, signature)?),
         Plan::Bert(plan) => Arc::new(bert::Model::load(*plan, settings, signature)?),
+        Plan::Vision(plan) => Arc::new(vision::Model::load(*plan, settings, signature)?),
     })
 }
 

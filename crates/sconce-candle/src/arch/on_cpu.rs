@@ -3,7 +3,9 @@
 use crate::weights::{LayerNames, Weights};
 use crate::{ModelSettings, Problems};
 use rayon::iter::{IntoParallelRefMutIterator as _, ParallelIterator as _};
-use sconce_kernels::{Activation, After, Isa, MAX_INT8_INNER, PackedMatrix, Precision, Scratch};
+use sconce_kernels::{
+    Activation, After, Images, Isa, MAX_INT8_INNER, PackedMatrix, Precision, Scratch, Window,
+};
 use std::sync::{Mutex, PoisonError};
 
 /// Reports a layer that takes more values than the model's precision can sum up.
@@ -39,9 +41,17 @@ impl Dense {
                 bias.append(&mut weights.values(name)?);
             }
         }
-        let columns = matrix.len() / inner.max(1);
-        let weights = PackedMatrix::new(Isa::current(), precision, &matrix, columns, inner);
-        Ok(Self { weights, bias, activation })
+        Ok(Self { weights: pack(&matrix, inner, precision)?, bias, activation })
+    }
+
+    /// A layer without activation, of `matrix` [out, inner].
+    pub(crate) fn new(
+        matrix: &[f32],
+        inner: usize,
+        bias: Vec<f32>,
+        precision: Precision,
+    ) -> Result<Self, String> {
+        Ok(Self { weights: pack(matrix, inner, precision)?, bias, activation: Activation::None })
     }
 
     pub(crate) fn columns(&self) -> usize {
@@ -52,6 +62,56 @@ impl Dense {
     pub(crate) fn forward(&self, x: &[f32], residual: &[f32], out: &mut [f32], scratch: &mut Scratch) {
         let after = After { bias: &self.bias, activation: self.activation, residual };
         sconce_kernels::dense(x, &self.weights, after, out, scratch);
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.weights.bytes() + self.bias.len() * size_of::<f32>()
+    }
+}
+
+fn pack(matrix: &[f32], inner: usize, precision: Precision) -> Result<PackedMatrix, String> {
+    if precision == Precision::Int8 && inner > MAX_INT8_INNER {
+        return Err(format!("dtype int8: expected layers of at most {MAX_INT8_INNER} inputs, got {inner}"));
+    }
+    Ok(PackedMatrix::new(Isa::current(), precision, matrix, matrix.len() / inner.max(1), inner))
+}
+
+/// A convolution, its batch norm folded into it, and whether negative values become zero last.
+#[derive(Debug)]
+pub(crate) struct Convolution {
+    window: Window,
+    weights: PackedMatrix,
+    bias: Vec<f32>,
+    relu: bool,
+}
+
+impl Convolution {
+    /// Of `matrix` [out channels, size, size, channels].
+    pub(crate) fn new(
+        window: Window,
+        matrix: &[f32],
+        bias: Vec<f32>,
+        relu: bool,
+        precision: Precision,
+    ) -> Result<Self, String> {
+        let inner = matrix.len() / bias.len().max(1);
+        Ok(Self { window, weights: pack(matrix, inner, precision)?, bias, relu })
+    }
+
+    /// `out` [images, places down, places across, out channels], to which `residual` is added; an empty one is none.
+    pub(crate) fn forward(&self, x: Images<'_>, residual: &[f32], out: &mut [f32], scratch: &mut Scratch) {
+        let after = After { bias: &self.bias, activation: Activation::None, residual };
+        let Self { window, weights, relu, .. } = self;
+        let with = sconce_kernels::Convolution { window: *window, weights, after, relu_last: *relu };
+        sconce_kernels::convolve(x, with, out, scratch);
+    }
+
+    pub(crate) fn window(&self) -> Window {
+        self.window
+    }
+
+    pub(crate) fn columns(&self) -> usize {
+        self.weights.columns()
     }
 
     pub(crate) fn bytes(&self) -> usize {

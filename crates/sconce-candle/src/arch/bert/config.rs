@@ -1,4 +1,5 @@
 use crate::Problems;
+use crate::arch::fields::{Fields, MAX_LAYERS, MAX_SIZE};
 use crate::weights::Weights;
 use sconce_kernels::Activation;
 use serde_json::Value;
@@ -35,11 +36,6 @@ pub(crate) struct Config {
     pub(crate) labels: Option<Vec<String>>,
 }
 
-/// Bounds far beyond any published model: they keep arithmetic and lists small, the weights' shapes do the
-/// rest.
-const MAX_SIZE: u64 = 1 << 24;
-const MAX_LAYERS: u64 = 1024;
-
 impl Config {
     /// Reads the parsed `config.json`.
     pub(crate) fn read(json: &Value, problems: &mut Problems) -> Option<Self> {
@@ -56,7 +52,7 @@ impl Config {
             }
         };
         let before = problems.count();
-        let config = Fields { json, problems }.config(kind);
+        let config = Fields { file: "config.json", json, problems }.config(kind);
         (problems.count() == before).then_some(config)
     }
 
@@ -72,11 +68,6 @@ impl Config {
     pub(crate) fn names<'a>(&self, weights: &'a Weights) -> Names<'a> {
         Names { kind: self.kind, weights }
     }
-}
-
-struct Fields<'a> {
-    json: &'a Value,
-    problems: &'a mut Problems,
 }
 
 impl Fields<'_> {
@@ -102,7 +93,7 @@ impl Fields<'_> {
             positions: self.size("max_position_embeddings", 1, MAX_SIZE, Some(512)),
             token_types: if distil { 0 } else { self.size("type_vocab_size", 1, MAX_SIZE, Some(2)) },
             pad_token_id: self.size("pad_token_id", 0, MAX_SIZE, Some(u64::from(kind == Kind::Roberta))),
-            epsilon: self.epsilon(distil),
+            epsilon: if distil { 1e-12 } else { self.epsilon() },
             multi_label: self.multi_label(),
             is_classifier,
             labels: self.labels(),
@@ -111,95 +102,8 @@ impl Fields<'_> {
         config
     }
 
-    fn size(&mut self, key: &str, least: u64, most: u64, default: Option<u64>) -> usize {
-        let value = match (self.json.get(key), default) {
-            (None | Some(Value::Null), Some(default)) => return default as usize,
-            (value, _) => value,
-        };
-        match value.and_then(Value::as_u64).filter(|size| (least..=most).contains(size)) {
-            Some(size) => size as usize,
-            None => {
-                let got = value.map_or("nothing".to_owned(), short);
-                self.problems
-                    .push(format!("config.json: `{key}`: expected an integer {least} to {most}, got {got}"));
-                1
-            }
-        }
-    }
-
-    fn activation(&mut self, key: &str) -> Activation {
-        match self.json.get(key).map_or(Some("gelu"), Value::as_str) {
-            Some("gelu") => Activation::Gelu,
-            Some("gelu_new" | "gelu_pytorch_tanh") => Activation::GeluTanh,
-            Some("relu") => Activation::Relu,
-            other => {
-                let got = sconce_core::abbreviate(other.unwrap_or("no word"));
-                let expected = "gelu, gelu_new, gelu_pytorch_tanh or relu";
-                self.problems.push(format!("config.json: `{key}`: expected {expected}, got {got:?}"));
-                Activation::Gelu
-            }
-        }
-    }
-
-    fn epsilon(&mut self, distil: bool) -> f32 {
-        let value = self.json.get("layer_norm_eps").filter(|_| !distil);
-        let epsilon = value.map_or(Some(1e-12), Value::as_f64);
-        match epsilon.filter(|epsilon| (0.0..1.0).contains(epsilon)) {
-            Some(epsilon) => epsilon as f32,
-            None => {
-                let got = value.map_or(String::new(), short);
-                self.problems.push(format!("config.json: `layer_norm_eps`: expected 0 to 1, got {got}"));
-                0.0
-            }
-        }
-    }
-
-    fn multi_label(&mut self) -> bool {
-        match self.json.get("problem_type") {
-            None | Some(Value::Null) => false,
-            Some(value) => match value.as_str() {
-                Some("multi_label_classification") => true,
-                Some("single_label_classification") => false,
-                _ => {
-                    let expected = "single_label_classification or multi_label_classification";
-                    let got = short(value);
-                    self.problems
-                        .push(format!("config.json: `problem_type`: expected {expected}, got {got}"));
-                    false
-                }
-            },
-        }
-    }
-
-    fn labels(&mut self) -> Option<Vec<String>> {
-        let map = self.json.get("id2label")?.as_object()?;
-        let mut labels: Vec<(usize, String)> = Vec::with_capacity(map.len());
-        for (id, label) in map {
-            match (id.parse(), label.as_str()) {
-                (Ok(id), Some(label)) => labels.push((id, label.to_owned())),
-                _ => {
-                    let got = sconce_core::abbreviate(id);
-                    self.problems
-                        .push(format!("config.json: `id2label`: expected numbers and words, got {got:?}"));
-                    return None;
-                }
-            }
-        }
-        labels.sort();
-        if labels.iter().enumerate().any(|(place, (id, _))| place != *id) {
-            self.problems.push("config.json: `id2label`: expected the classes 0, 1, 2 and so on, each once");
-            return None;
-        }
-        Some(labels.into_iter().map(|(_, label)| label).collect())
-    }
-
     fn refuse_unsupported(&mut self, config: &Config) {
-        if config.heads == 0 || !config.hidden.is_multiple_of(config.heads) {
-            self.problems.push(format!(
-                "config.json: expected a hidden size that {} heads divide, got {}",
-                config.heads, config.hidden
-            ));
-        }
+        self.check_heads(config.hidden, config.heads);
         let positions =
             self.json.get("position_embedding_type").and_then(Value::as_str).unwrap_or("absolute");
         if positions != "absolute" {
@@ -218,11 +122,6 @@ impl Fields<'_> {
             ));
         }
     }
-}
-
-/// A JSON value fit for a message.
-fn short(value: &Value) -> String {
-    sconce_core::abbreviate(&value.to_string()).into_owned()
 }
 
 /// The weights' names. A checkpoint may prefix them with the architecture's name, and the oldest say gamma

@@ -4,6 +4,7 @@ mod candle;
 mod config;
 mod cpu;
 
+use super::fields::class_names;
 use super::on_cpu::check_inner;
 use super::scores::{Scores, normalize};
 use crate::backend::Pipeline;
@@ -182,17 +183,10 @@ fn open_classification(
         weights.check(weight, &shape, problems);
         weights.check(bias, &shape[..1], problems);
     }
-    let (labels, place) = match (&settings.labels, &config.labels) {
-        (Some(labels), _) => (labels.clone(), "model.toml: `labels`"),
-        (None, Some(labels)) => (labels.clone(), "config.json: `id2label`"),
-        (None, None) => ((0..classes).map(|class| format!("LABEL_{class}")).collect(), ""),
-    };
-    if labels.len() != classes {
-        problems.push(format!("{place}: expected {classes} labels, got {}", labels.len()));
-    }
+    let labels = class_names(settings, config.labels.as_ref(), classes, problems);
     // One logit says yes or no, as Hugging Face's pipelines read it.
     let scores = if config.multi_label || classes == 1 { Scores::Sigmoid } else { Scores::Softmax };
-    Some(Output::Classification { scores, labels: labels.into() })
+    Some(Output::Classification { scores, labels })
 }
 
 fn open_embedding(
