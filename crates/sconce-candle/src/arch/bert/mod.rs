@@ -6,7 +6,7 @@ mod cpu;
 
 use super::fields::class_names;
 use super::on_cpu::check_inner;
-use super::scores::{Scores, normalize};
+use super::scores::Scores;
 use crate::backend::Pipeline;
 use crate::device::Engine;
 use crate::files::Folder;
@@ -20,7 +20,7 @@ use sconce_core::{
     Backend, Batch, DataType, Error, Inputs, LoadedModel, ModelInput, Preparation, Result, Signature,
     TensorSpec,
 };
-use sconce_kernels::Activation;
+use sconce_kernels::{Activation, Isa};
 use serde_json::Value;
 use std::ops::Range;
 use std::sync::Arc;
@@ -322,7 +322,7 @@ impl Finish {
         match &self.head {
             Output::Embedding { normalize: false, .. } => values,
             Output::Embedding { normalize: true, .. } => {
-                normalize(&mut values, self.width);
+                sconce_kernels::l2_normalize(Isa::current(), &mut values, self.width.max(1));
                 values
             }
             Output::Classification { scores, .. } => scores.apply(values, self.width),
