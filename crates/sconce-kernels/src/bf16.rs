@@ -2,7 +2,7 @@
 
 use crate::dense::{Dense, Encode, RowTerms};
 use crate::isa::{Isa, Kernel};
-use crate::product::{Product, Single};
+use crate::product::{Operands, Product, Single, Stepwise, by_steps};
 use crate::simd::Simd;
 
 /// The nearest bf16, ties to even; NaN stays NaN.
@@ -15,15 +15,43 @@ pub(crate) fn round(value: f32) -> u16 {
     (rounded >> 16) as u16
 }
 
+/// Rounds and packs `values` two to a word, the first in the low half.
+///
+/// # Safety
+/// `to` has a word for every two values.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) unsafe fn encode_pairs(values: &[f32], to: *mut u32) {
+    let (pairs, rest) = values.as_chunks::<2>();
+    for (at, [first, second]) in pairs.iter().enumerate() {
+        let word = u32::from(round(*first)) | u32::from(round(*second)) << 16;
+        // SAFETY: The caller's promise.
+        unsafe { *to.add(at) = word }
+    }
+    if let [last] = rest {
+        // SAFETY: The caller's promise.
+        unsafe { *to.add(pairs.len()) = u32::from(round(*last)) }
+    }
+}
+
 /// bf16 widened to f32 and multiplied as that. Rows are widened once, weights when they are used.
 pub(crate) struct Widened;
 
 impl<S: Simd> Product<S> for Widened {
-    type Sum = S::F;
-    type Weights = S::F;
     const WORDS: usize = 2;
     const VALUES: usize = 2;
     const BYTES: usize = 4 * S::LANES;
+
+    #[inline(always)]
+    unsafe fn multiply(of: Operands, count: usize, vectors: usize) {
+        // SAFETY: The caller's promise.
+        unsafe { by_steps::<S, Self>(of, count, vectors) }
+    }
+}
+
+impl<S: Simd> Stepwise<S> for Widened {
+    type Sum = S::F;
+    type Weights = S::F;
 
     #[inline(always)]
     unsafe fn zero() -> S::F {
@@ -114,33 +142,24 @@ mod native {
         unsafe { dense.run::<Avx512, Native>() }
     }
 
-    /// Rounds and packs `values` two to a word, the first in the low half.
-    ///
-    /// # Safety
-    /// `to` has a word for every two values.
-    #[inline(always)]
-    unsafe fn encode(values: &[f32], to: *mut u32) {
-        let (pairs, rest) = values.as_chunks::<2>();
-        for (at, [first, second]) in pairs.iter().enumerate() {
-            let word = u32::from(round(*first)) | u32::from(round(*second)) << 16;
-            // SAFETY: The caller's promise.
-            unsafe { *to.add(at) = word }
-        }
-        if let [last] = rest {
-            // SAFETY: The caller's promise.
-            unsafe { *to.add(pairs.len()) = u32::from(round(*last)) }
-        }
-    }
-
     /// Pairs multiplied and added by one instruction, which counts denormals as zero.
     struct Native;
 
     impl Product<Avx512> for Native {
-        type Sum = __m512;
-        type Weights = __m512i;
         const WORDS: usize = 1;
         const VALUES: usize = 2;
         const BYTES: usize = 64;
+
+        #[inline(always)]
+        unsafe fn multiply(of: Operands, count: usize, vectors: usize) {
+            // SAFETY: The caller's promise.
+            unsafe { by_steps::<Avx512, Self>(of, count, vectors) }
+        }
+    }
+
+    impl Stepwise<Avx512> for Native {
+        type Sum = __m512;
+        type Weights = __m512i;
 
         #[inline(always)]
         unsafe fn zero() -> __m512 {
@@ -180,7 +199,7 @@ mod native {
         #[inline(always)]
         unsafe fn encode(values: &[f32], _: &mut RowTerms, to: *mut u32) {
             // SAFETY: The caller's promise.
-            unsafe { encode(values, to) }
+            unsafe { encode_pairs(values, to) }
         }
         #[inline(always)]
         unsafe fn finish(sums: *const u32, _: &RowTerms, _: *const i32, _: *const f32) -> __m512 {

@@ -5,9 +5,9 @@ use crate::conv::Windows;
 use crate::isa::Kernel;
 use crate::math::{self, Function, Relu};
 use crate::pack::{Form, PackedMatrix};
-use crate::product::{Operands, Product, Single, multiply, part_end};
+use crate::product::{Operands, Product, Single, part_end};
 use crate::simd::Simd;
-use crate::{bf16, int8};
+use crate::{amx, bf16, int8};
 
 /// What follows a dense layer's bias. NaN stays NaN in all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -112,7 +112,8 @@ pub(crate) struct RowTerms {
 pub(crate) trait Encode<S: Simd>: Product<S> {
     /// Looks at a row as a whole.
     unsafe fn begin(row: &[f32]) -> RowTerms;
-    /// Writes `values` as words, and adds to the sum of `terms`; a last word is filled up with zeros.
+    /// Writes `values` as words, and adds to the sum of `terms`; a last word is filled up with zeros,
+    /// and so is a tile's row of words, where there are tiles.
     unsafe fn encode(values: &[f32], terms: &mut RowTerms, to: *mut u32);
     /// The values that `S::LANES` sums stand for. The columns' sums and scales are read in int8 alone.
     unsafe fn finish(sums: *const u32, row: &RowTerms, columns: *const i32, scales: *const f32) -> S::F;
@@ -135,9 +136,6 @@ impl<S: Simd> Encode<S> for Single {
     }
 }
 
-/// Steps multiplied at once: so few that as much of a panel stays in the first-level cache, beside the rows of
-/// a tile. Sums go on from block to block as if there were none.
-const BLOCK_STEPS: usize = 192;
 /// Words of rows multiplied at once: so few that they stay in the second-level cache, beside a panel.
 const BLOCK_WORDS: usize = 128 * 1024;
 /// The most rows multiplied at once: so few that their sums stay in cache until they are finished.
@@ -154,8 +152,10 @@ impl Dense<'_> {
             Form::Single => isa.run(InSingle(self)),
             Form::Bf16 => isa.run(bf16::InBf16(self)),
             Form::Bf16Native => bf16::run_native(isa, self),
+            Form::Bf16Tiles => amx::run_bf16(isa, self),
             Form::Int8Pairs => int8::run_pairs(isa, self),
             Form::Int8Vnni => int8::run_vnni(isa, self),
+            Form::Int8Tiles => amx::run_int8(isa, self),
         }
     }
 
@@ -163,19 +163,16 @@ impl Dense<'_> {
     /// That of [`Product`].
     #[inline(always)]
     pub(crate) unsafe fn run<S: Simd, P: Encode<S>>(mut self) {
-        let most = (BLOCK_WORDS / (self.weights.steps * P::WORDS).max(1)).clamp(S::TILE_ROWS, BLOCK_ROWS);
-        let most = most - most % S::TILE_ROWS;
+        let most = (BLOCK_WORDS / (self.weights.steps * P::WORDS).max(1)).clamp(P::TILE_ROWS, BLOCK_ROWS);
+        let most = most - most % P::TILE_ROWS;
         let mut first = 0;
         while first < self.rows {
-            let end = part_end(first, self.rows, most);
+            // Whole groups but for the last: `most` is a multiple of them.
+            let end = part_end(first, self.rows, most).next_multiple_of(P::GROUP_ROWS).min(self.rows);
             // SAFETY: The caller's promise; `first..end` are rows of the matrices.
             unsafe {
                 let block = self.encode::<S, P>(first, end);
-                if self.weights.vectors == 2 {
-                    self.block::<S, P, 2>(block);
-                } else {
-                    self.block::<S, P, 1>(block);
-                }
+                self.block::<S, P>(block);
             }
             first = end;
         }
@@ -186,12 +183,14 @@ impl Dense<'_> {
     unsafe fn encode<S: Simd, P: Encode<S>>(&mut self, first: usize, end: usize) -> Block {
         let count = end - first;
         let (inner, weights) = (self.weights.inner(), self.weights);
-        let blocks = weights.steps.div_ceil(BLOCK_STEPS);
+        let blocks = weights.steps.div_ceil(P::BLOCK_STEPS);
         let scratch = &mut *self.scratch;
-        let stride = BLOCK_STEPS * P::WORDS;
-        let words = scratch.rows.at_least(blocks * count * stride * 4).cast::<u32>();
+        let stride = P::BLOCK_STEPS * P::WORDS;
+        let places = blocks * count + P::GROUP_ROWS - 1;
+        let words = scratch.rows.at_least(places * stride * 4).cast::<u32>();
         let terms = scratch.terms.at_least(count * size_of::<RowTerms>()).cast::<RowTerms>();
-        let sums = scratch.sums.at_least(count * weights.vectors * S::LANES * 4).cast::<u32>();
+        let places = count.next_multiple_of(P::GROUP_ROWS);
+        let sums = scratch.sums.at_least(places * weights.vectors * S::LANES * 4).cast::<u32>();
         for row in 0..count {
             let x = match &self.x {
                 Rows::Slice(x) => &x[(first + row) * inner..][..inner],
@@ -200,7 +199,7 @@ impl Dense<'_> {
             // SAFETY: The buffers hold `count` rows of all blocks.
             unsafe {
                 let mut own = P::begin(x);
-                for (block, values) in x.chunks(BLOCK_STEPS * P::VALUES).enumerate() {
+                for (block, values) in x.chunks(P::BLOCK_STEPS * P::VALUES).enumerate() {
                     P::encode(values, &mut own, words.add((block * count + row) * stride));
                 }
                 *terms.add(row) = own;
@@ -210,12 +209,12 @@ impl Dense<'_> {
     }
 
     /// # Safety
-    /// That of [`Product`]; `block` holds rows of these matrices, and the panels have `VECTORS` vectors.
+    /// That of [`Product`]; `block` holds rows of these matrices.
     #[inline(always)]
-    unsafe fn block<S: Simd, P: Encode<S>, const VECTORS: usize>(&mut self, block: Block) {
+    unsafe fn block<S: Simd, P: Encode<S>>(&mut self, block: Block) {
         let weights = self.weights;
-        let width = VECTORS * S::LANES;
-        let tiles = block.count.div_ceil(S::TILE_ROWS);
+        let (width, step_bytes) = (weights.vectors * S::LANES, weights.vectors * P::BYTES);
+        let tiles = block.count.div_ceil(P::TILE_ROWS);
         for (index, start) in (0..weights.columns()).step_by(width).enumerate() {
             // SAFETY: Pointers stay within the panel, the rows' words and the sums of the block.
             unsafe {
@@ -226,28 +225,28 @@ impl Dense<'_> {
                     S::prefetch_far(out.cast());
                     S::prefetch_far(out.wrapping_add(LINE / 4).cast());
                 }
-                for (part, step) in (0..weights.steps.max(1)).step_by(BLOCK_STEPS).enumerate() {
-                    let steps = BLOCK_STEPS.min(weights.steps - step);
-                    let bytes = steps * VECTORS * P::BYTES;
-                    let from = panel.add(step * VECTORS * P::BYTES);
+                for (part, step) in (0..weights.steps.max(1)).step_by(P::BLOCK_STEPS).enumerate() {
+                    let steps = P::BLOCK_STEPS.min(weights.steps - step);
+                    let bytes = steps * step_bytes;
+                    let from = panel.add(step * step_bytes);
                     // What follows is read next: a little of it during each tile. With one, near suffices.
                     let far = if tiles > 1 { bytes } else { AHEAD };
                     let far_step = if tiles > 1 { bytes.div_ceil(tiles * steps.max(1)) } else { 0 };
                     let of = Operands {
-                        rows: block.words.add(part * block.count * BLOCK_STEPS * P::WORDS),
-                        row_stride: BLOCK_STEPS * P::WORDS,
+                        rows: block.words.add(part * block.count * P::BLOCK_STEPS * P::WORDS),
+                        row_stride: P::BLOCK_STEPS * P::WORDS,
                         weights: from,
-                        weight_stride: VECTORS * P::BYTES,
+                        weight_stride: step_bytes,
                         steps,
                         sums: block.sums,
                         sum_stride: width,
                         resume: part > 0,
                         near: from.wrapping_add(AHEAD),
-                        near_step: VECTORS * P::BYTES,
+                        near_step: step_bytes,
                         far: from.wrapping_add(far),
                         far_step,
                     };
-                    multiply::<S, P, VECTORS>(of, block.count);
+                    P::multiply(of, block.count, weights.vectors);
                 }
                 match self.after.activation {
                     Activation::None => self.finish::<S, P, math::Same>(block, start, width),

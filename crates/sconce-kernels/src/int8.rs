@@ -10,7 +10,7 @@
 
 use crate::dense::{Dense, Encode, RowTerms};
 use crate::isa::{Isa, Kernel};
-use crate::product::Product;
+use crate::product::{Operands, Product, Stepwise, by_steps};
 use crate::simd::{MAX_LANES, Simd};
 
 /// What an integer of a column of weights stands for; NaN if one of them is no finite number.
@@ -67,7 +67,7 @@ unsafe fn row_terms<S: Simd>(row: &[f32]) -> RowTerms {
 /// # Safety
 /// That of [`Simd`]; `to` has as many places as `values`, filled up to whole words.
 #[inline(always)]
-unsafe fn encode<S: Simd, const WIDE: bool>(values: &[f32], terms: &mut RowTerms, to: *mut u8) {
+pub(crate) unsafe fn encode<S: Simd, const WIDE: bool>(values: &[f32], terms: &mut RowTerms, to: *mut u8) {
     let size = if WIDE { 2 } else { 1 };
     let whole = values.len() - values.len() % S::LANES;
     // SAFETY: Vectors up to `whole`, and then the words of what is left.
@@ -109,14 +109,23 @@ unsafe fn encode<S: Simd, const WIDE: bool>(values: &[f32], terms: &mut RowTerms
 }
 
 /// Pairs of bytes, widened to 16 bits and multiplied as that: sums of pairs cannot overflow.
-struct Pairs;
+pub(crate) struct Pairs;
 
 impl<S: Simd> Product<S> for Pairs {
-    type Sum = S::I;
-    type Weights = S::I;
     const WORDS: usize = 1;
     const VALUES: usize = 2;
     const BYTES: usize = 2 * S::LANES;
+
+    #[inline(always)]
+    unsafe fn multiply(of: Operands, count: usize, vectors: usize) {
+        // SAFETY: The caller's promise.
+        unsafe { by_steps::<S, Self>(of, count, vectors) }
+    }
+}
+
+impl<S: Simd> Stepwise<S> for Pairs {
+    type Sum = S::I;
+    type Weights = S::I;
 
     #[inline(always)]
     unsafe fn zero() -> S::I {
@@ -211,11 +220,20 @@ mod vnni {
     struct Fours;
 
     impl Product<Avx512> for Fours {
-        type Sum = __m512i;
-        type Weights = __m512i;
         const WORDS: usize = 1;
         const VALUES: usize = 4;
         const BYTES: usize = 64;
+
+        #[inline(always)]
+        unsafe fn multiply(of: Operands, count: usize, vectors: usize) {
+            // SAFETY: The caller's promise.
+            unsafe { by_steps::<Avx512, Self>(of, count, vectors) }
+        }
+    }
+
+    impl Stepwise<Avx512> for Fours {
+        type Sum = __m512i;
+        type Weights = __m512i;
 
         #[inline(always)]
         unsafe fn zero() -> __m512i {

@@ -1,10 +1,12 @@
 //! Which vector instructions this machine has, and running a kernel with them.
 
+use crate::amx;
 use crate::simd::{Scalar, Simd};
 use std::sync::OnceLock;
 
-/// Names the instruction set that [`Isa::current`] picks: `scalar`, `avx2` or `avx512`. One that the machine
-/// lacks means the best below it; a word that is none of these, or an empty one, is as if it were not set.
+/// Names the instruction set that [`Isa::current`] picks: `scalar`, `avx2`, `avx512` or, with the tiles of AMX
+/// beside it, `amx`. One that the machine lacks means the best below it; a word that is none of these, or an
+/// empty one, is as if it were not set.
 pub const ISA_VARIABLE: &str = "SCONCE_CPU_ISA";
 
 /// A family of vector instructions, each with all of those before it.
@@ -24,11 +26,12 @@ pub struct Isa {
     level: Level,
     vnni: bool,
     bf16: bool,
+    amx: bool,
 }
 
 impl Isa {
     /// Plain Rust: what every machine has.
-    pub const SCALAR: Self = Self { level: Level::Scalar, vnni: false, bf16: false };
+    pub const SCALAR: Self = Self { level: Level::Scalar, vnni: false, bf16: false, amx: false };
 
     /// The best of this machine, or what [`ISA_VARIABLE`] asks for; decided at the first call.
     pub fn current() -> Self {
@@ -36,28 +39,39 @@ impl Isa {
         *CURRENT.get_or_init(|| Self::chosen(std::env::var(ISA_VARIABLE).ok().as_deref()))
     }
 
-    /// The best of this machine.
+    /// The best of this machine. The first call asks the operating system for AMX, if the processor has it.
     pub fn best() -> Self {
         static BEST: OnceLock<Isa> = OnceLock::new();
-        *BEST.get_or_init(detect)
+        *BEST.get_or_init(|| {
+            let vectors = detect();
+            let tiles = Self { amx: true, ..vectors };
+            if vectors.level == Level::Avx512 && amx::is_granted() && tiles.amx_is_right() {
+                tiles
+            } else {
+                vectors
+            }
+        })
     }
 
-    /// What this machine has of `level` and the levels below.
+    /// What this machine has of `level` and the levels below: vectors alone, without AMX.
     pub fn at_most(level: Level) -> Self {
-        Self::best().min_level(level)
+        let Self { level: best, vnni, bf16, .. } = detect();
+        let wide = level == Level::Avx512;
+        Self { level: level.min(best), vnni: vnni && wide, bf16: bf16 && wide, amx: false }
     }
 
     /// Every choice that gives a kernel of its own on this machine: the plainest first, the best last.
     pub fn available() -> Vec<Self> {
         let mut all = [Level::Scalar, Level::Avx2].map(Self::at_most).to_vec();
-        let best = Self::best();
-        if best.level == Level::Avx512 {
-            all.push(Self { vnni: false, bf16: false, ..best });
+        let wide = Self::at_most(Level::Avx512);
+        if wide.level == Level::Avx512 {
+            all.push(Self { vnni: false, bf16: false, ..wide });
             if has_bf16() {
-                all.push(Self { bf16: true, ..best });
+                all.push(Self { bf16: true, ..wide });
             }
-            all.push(best);
+            all.push(wide);
         }
+        all.push(Self::best());
         all.dedup();
         all
     }
@@ -78,10 +92,26 @@ impl Isa {
         self.bf16
     }
 
-    /// These instructions, but for those beyond `level`.
-    pub(crate) fn min_level(self, level: Level) -> Self {
-        let wide = level == Level::Avx512;
-        Self { level: self.level.min(level), vnni: self.vnni && wide, bf16: self.bf16 && wide }
+    /// Whether tiles of bf16 and of bytes are multiplied by one instruction (AMX-BF16 and AMX-INT8): the
+    /// processor has them, the operating system grants them, and they were found to compute what plain Rust does.
+    pub fn amx(self) -> bool {
+        self.amx
+    }
+
+    /// These instructions and those of AMX, for tests that emulate them.
+    ///
+    /// # Safety
+    /// AMX-TILE, AMX-BF16 and AMX-INT8 work in every thread, by hardware or by emulation.
+    #[doc(hidden)]
+    #[cfg(target_arch = "x86_64")]
+    pub unsafe fn assume_amx(self) -> Self {
+        Self { amx: true, ..self }
+    }
+
+    /// Whether small products are those of plain Rust: the last condition on which [`Isa::best`] has AMX.
+    #[doc(hidden)]
+    pub fn amx_is_right(self) -> bool {
+        amx::is_right(self)
     }
 
     /// Floats in a vector.
@@ -99,11 +129,13 @@ impl Isa {
         match word {
             Some("scalar") => Self::SCALAR,
             Some("avx2") => Self::at_most(Level::Avx2),
+            Some("avx512") => Self::at_most(Level::Avx512),
             _ => Self::best(),
         }
     }
 }
 
+/// What there is beside AMX, which is not only found but asked for.
 #[cfg(target_arch = "x86_64")]
 fn detect() -> Isa {
     use std::arch::is_x86_feature_detected as has;
@@ -114,7 +146,7 @@ fn detect() -> Isa {
         (_, true) => Level::Avx2,
         _ => Level::Scalar,
     };
-    Isa { level, vnni: avx512 && has!("avx512vnni"), bf16: avx512 && has_bf16() && !is_intel() }
+    Isa { level, vnni: avx512 && has!("avx512vnni"), bf16: avx512 && has_bf16() && !is_intel(), amx: false }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -186,12 +218,13 @@ mod tests {
     #[test]
     fn the_variable_only_lowers() {
         assert_eq!(Isa::chosen(None), Isa::best());
-        assert_eq!(Isa::chosen(Some("avx512")), Isa::best());
+        assert_eq!(Isa::chosen(Some("amx")), Isa::best());
+        assert_eq!(Isa::chosen(Some("avx512")), Isa { amx: false, ..Isa::best() });
         assert_eq!(Isa::chosen(Some("quantum")), Isa::best());
         assert_eq!(Isa::chosen(Some("")), Isa::best());
         assert_eq!(Isa::chosen(Some("scalar")), Isa::SCALAR);
         assert!(Isa::chosen(Some("avx2")).level() <= Level::Avx2);
-        assert!(!Isa::chosen(Some("avx2")).vnni());
+        assert!(!Isa::chosen(Some("avx2")).vnni() && !Isa::chosen(Some("avx2")).amx());
         assert_eq!(Isa::available()[0], Isa::SCALAR);
         assert_eq!(Isa::available().last(), Some(&Isa::best()));
     }

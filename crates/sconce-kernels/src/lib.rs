@@ -9,9 +9,11 @@
 //!
 //! This is the only crate with `unsafe`. Public functions are safe: they check lengths, and an [`Isa`] exists
 //! only for instructions that the machine has. Inside, kernels are written once over a trait of vector
-//! operations, and compiled for each set of instructions. New instructions for products, such as those with
-//! tiles of their own, are another implementation of the trait in `product.rs`.
+//! operations, and compiled for each set of instructions. Instructions for products alone are implementations
+//! of a trait in `product.rs`: `Stepwise` where sums are vectors, `Product` itself where they are not, as in
+//! the tiles of `amx.rs`.
 
+mod amx;
 mod attention;
 mod bf16;
 mod buffer;

@@ -2,14 +2,15 @@
 
 use crate::buffer::Buffer;
 use crate::isa::Isa;
-use crate::{bf16, int8};
+use crate::{amx, bf16, int8};
 
 /// How a matrix's weights are held, and with it how its products are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// Single precision throughout.
     F32,
-    /// Weights and activations rounded to bf16 (to nearest, ties to even), summed in single precision.
+    /// Weights and activations rounded to bf16 (to nearest, ties to even), summed in single precision. The
+    /// instructions for it (AVX-512 BF16, AMX) take denormals for zero, and make zero of them.
     Bf16,
     /// Weights as bytes with one scale for each output column, activations as bytes with a scale and a zero
     /// point for each row, taken from that row alone; sums are exact.
@@ -22,18 +23,24 @@ pub(crate) enum Form {
     Single,
     Bf16,
     Bf16Native,
+    /// As native, for AMX: whole tiles of steps, and panels two tiles wide.
+    Bf16Tiles,
     /// Pairs of bytes, widened when used.
     Int8Pairs,
     /// Fours of bytes, plus 128.
     Int8Vnni,
+    /// Fours of bytes, for AMX.
+    Int8Tiles,
 }
 
 impl Form {
     fn new(isa: Isa, precision: Precision) -> Self {
         match precision {
             Precision::F32 => Self::Single,
+            Precision::Bf16 if isa.amx() => Self::Bf16Tiles,
             Precision::Bf16 if isa.bf16() => Self::Bf16Native,
             Precision::Bf16 => Self::Bf16,
+            Precision::Int8 if isa.amx() => Self::Int8Tiles,
             Precision::Int8 if isa.vnni() => Self::Int8Vnni,
             Precision::Int8 => Self::Int8Pairs,
         }
@@ -43,29 +50,29 @@ impl Form {
     fn values(self) -> usize {
         match self {
             Self::Single => 1,
-            Self::Bf16 | Self::Bf16Native | Self::Int8Pairs => 2,
-            Self::Int8Vnni => 4,
+            Self::Bf16 | Self::Bf16Native | Self::Bf16Tiles | Self::Int8Pairs => 2,
+            Self::Int8Vnni | Self::Int8Tiles => 4,
         }
     }
 
     fn bytes_per_value(self) -> usize {
         match self {
             Self::Single => 4,
-            Self::Bf16 | Self::Bf16Native => 2,
-            Self::Int8Pairs | Self::Int8Vnni => 1,
+            Self::Bf16 | Self::Bf16Native | Self::Bf16Tiles => 2,
+            Self::Int8Pairs | Self::Int8Vnni | Self::Int8Tiles => 1,
         }
     }
 }
 
-/// A dense layer's weights, cut into panels of one or two vectors of output columns; a panel holds its columns
-/// step after step along the inner dimension. Packed once, when a model is loaded.
+/// A dense layer's weights, cut into panels of one or two vectors (or two tiles) of output columns; a panel
+/// holds its columns step after step along the inner dimension. Packed once, when a model is loaded.
 #[derive(Debug)]
 pub struct PackedMatrix {
     pub(crate) data: Buffer,
     pub(crate) isa: Isa,
     pub(crate) form: Form,
     precision: Precision,
-    /// Vectors side by side in a panel: 1 or 2.
+    /// Vectors side by side in a panel: 1 or 2, or as many as make two tiles.
     pub(crate) vectors: usize,
     /// Steps along the inner dimension.
     pub(crate) steps: usize,
@@ -91,12 +98,16 @@ impl PackedMatrix {
         assert!(precision != Precision::Int8 || inner <= MAX_INT8_INNER, "{inner} values overflow int8 sums");
         let form = Form::new(isa, precision);
         let lanes = isa.lanes();
-        // Two vectors, unless the second would be mostly padding.
-        let vectors = if columns.div_ceil(lanes).is_multiple_of(2) || columns > 8 * lanes { 2 } else { 1 };
-        let width = vectors * lanes;
-        let panels = columns.div_ceil(width);
         let (values, size) = (form.values(), form.bytes_per_value());
         let steps = inner.div_ceil(values);
+        let (vectors, steps) = match form {
+            Form::Bf16Tiles | Form::Int8Tiles => (amx::COLUMNS / lanes, steps.next_multiple_of(amx::STEPS)),
+            // Two vectors, unless the second would be mostly padding.
+            _ if columns.div_ceil(lanes).is_multiple_of(2) || columns > 8 * lanes => (2, steps),
+            _ => (1, steps),
+        };
+        let width = vectors * lanes;
+        let panels = columns.div_ceil(width);
         let panel = steps * width * values * size;
         let mut packed = vec![0_u8; panels * panel];
         let (mut scales, mut column_sums) = (Vec::new(), Vec::new());
@@ -111,10 +122,10 @@ impl PackedMatrix {
             };
             match form {
                 Form::Single => row.iter().enumerate().for_each(|(at, w)| put(at, &w.to_ne_bytes())),
-                Form::Bf16 | Form::Bf16Native => {
+                Form::Bf16 | Form::Bf16Native | Form::Bf16Tiles => {
                     row.iter().enumerate().for_each(|(at, w)| put(at, &bf16::round(*w).to_ne_bytes()));
                 }
-                Form::Int8Pairs | Form::Int8Vnni => {
+                Form::Int8Pairs | Form::Int8Vnni | Form::Int8Tiles => {
                     let scale = int8::weight_scale(row);
                     scales[column] = scale;
                     let offset = if form == Form::Int8Vnni { 0x80 } else { 0 };

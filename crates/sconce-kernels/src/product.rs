@@ -3,24 +3,46 @@
 use crate::buffer::LINE;
 use crate::simd::Simd;
 
-/// How values are multiplied: their format, and the instructions of one step along the inner dimension.
+/// How values are multiplied: their format, and the product of rows with a panel of weights.
 ///
-/// A step takes `WORDS` 32-bit words of each row, which hold `VALUES` values, and as many weights of each
-/// column; one word after the other, with the part of the weights that belongs to it.
-///
-/// # Safety of the methods
-/// As for [`Simd`], with the instructions of the implementor.
+/// A step along the inner dimension takes `WORDS` 32-bit words of each row, which hold `VALUES` values, and as
+/// many weights of each column.
 pub(crate) trait Product<S: Simd> {
-    /// A vector of sums, of `S::LANES` 32-bit lanes.
-    type Sum: Copy;
-    /// A vector of weights: those of `S::LANES` columns for one word.
-    type Weights: Copy;
     /// Words of a row in a step.
     const WORDS: usize;
     /// Values of a row in a step.
     const VALUES: usize;
     /// Bytes of the weights of a vector of columns in a step.
     const BYTES: usize;
+    /// The most rows of a tile.
+    const TILE_ROWS: usize = S::TILE_ROWS;
+    /// Rows taken at once. Those that a last group lacks are what the memory behind the rows happens to hold,
+    /// and have sums that nobody reads.
+    const GROUP_ROWS: usize = 1;
+    /// Steps multiplied at once: so few that as much of a panel stays in the first-level cache, beside the rows
+    /// of a tile. Sums go on from block to block as if there were none.
+    const BLOCK_STEPS: usize = 192;
+
+    /// `count` rows times a panel of `vectors` vectors of columns, 1 or 2 of them if its sums are vectors.
+    ///
+    /// Each sum adds its products in the order of the inner dimension, whatever the tile it is in.
+    ///
+    /// # Safety
+    /// As for [`Simd`], with the instructions of the implementor. Rows, weights and sums are valid for `steps`
+    /// steps, rows and sums for `count` rows filled up to whole groups.
+    unsafe fn multiply(of: Operands, count: usize, vectors: usize);
+}
+
+/// A product whose sums are vectors: the instructions of one step, which takes one word of a row after the
+/// other, with the part of the weights that belongs to it.
+///
+/// # Safety of the methods
+/// As for [`Simd`], with the instructions of the implementor.
+pub(crate) trait Stepwise<S: Simd>: Product<S> {
+    /// A vector of sums, of `S::LANES` 32-bit lanes.
+    type Sum: Copy;
+    /// A vector of weights: those of `S::LANES` columns for one word.
+    type Weights: Copy;
 
     unsafe fn zero() -> Self::Sum;
     unsafe fn load(from: *const u32) -> Self::Sum;
@@ -29,15 +51,40 @@ pub(crate) trait Product<S: Simd> {
     unsafe fn step(sum: Self::Sum, word: *const u32, weights: Self::Weights) -> Self::Sum;
 }
 
+/// [`Product::multiply`] of a product whose sums are vectors.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub(crate) unsafe fn by_steps<S: Simd, P: Stepwise<S>>(of: Operands, count: usize, vectors: usize) {
+    // SAFETY: The caller's promise.
+    unsafe {
+        if vectors == 2 {
+            multiply::<S, P, 2>(of, count);
+        } else {
+            multiply::<S, P, 1>(of, count);
+        }
+    }
+}
+
 /// Single precision.
 pub(crate) struct Single;
 
 impl<S: Simd> Product<S> for Single {
-    type Sum = S::F;
-    type Weights = S::F;
     const WORDS: usize = 1;
     const VALUES: usize = 1;
     const BYTES: usize = 4 * S::LANES;
+
+    #[inline(always)]
+    unsafe fn multiply(of: Operands, count: usize, vectors: usize) {
+        // SAFETY: The caller's promise.
+        unsafe { by_steps::<S, Self>(of, count, vectors) }
+    }
+}
+
+impl<S: Simd> Stepwise<S> for Single {
+    type Sum = S::F;
+    type Weights = S::F;
 
     #[inline(always)]
     unsafe fn zero() -> S::F {
@@ -100,9 +147,9 @@ pub(crate) fn part_end(start: usize, total: usize, most: usize) -> usize {
 /// Each sum adds its products one by one in the order of the inner dimension, whatever the tile it is in.
 ///
 /// # Safety
-/// That of [`Product`]; rows, weights and sums are valid for `count` rows and `steps` steps.
+/// That of [`Stepwise`]; rows, weights and sums are valid for `count` rows and `steps` steps.
 #[inline(always)]
-pub(crate) unsafe fn multiply<S: Simd, P: Product<S>, const VECTORS: usize>(of: Operands, count: usize) {
+pub(crate) unsafe fn multiply<S: Simd, P: Stepwise<S>, const VECTORS: usize>(of: Operands, count: usize) {
     let (mut start, mut tile_index) = (0, 0);
     while start < count {
         let end = part_end(start, count, S::TILE_ROWS);
@@ -138,7 +185,7 @@ pub(crate) unsafe fn multiply<S: Simd, P: Product<S>, const VECTORS: usize>(of: 
 /// # Safety
 /// As for [`multiply`] with `ROWS` rows.
 #[inline(always)]
-unsafe fn tile<S: Simd, P: Product<S>, const VECTORS: usize, const ROWS: usize>(of: Operands) {
+unsafe fn tile<S: Simd, P: Stepwise<S>, const VECTORS: usize, const ROWS: usize>(of: Operands) {
     // SAFETY: The caller's promise; what is asked for ahead need not be valid.
     unsafe {
         let mut sums = [[P::zero(); VECTORS]; ROWS];
