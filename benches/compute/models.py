@@ -1,6 +1,7 @@
-"""Writes the models every contestant gets: all-MiniLM-L6-v2 and two random ones, as ONNX files and as Sconce packages.
+"""Writes the models every contestant gets, as ONNX files and as Sconce packages: those of all-MiniLM-L6-v2, which is there already,
+and random ones.
 
-models.py MINILM OUTPUT
+models.py MINILM OUTPUT PART..., where a PART is minilm, mlp or vision.
 """
 
 import itertools
@@ -11,6 +12,7 @@ import sys
 
 import numpy as np
 import onnx
+import vision
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from worker import Tensors, read_safetensors
@@ -19,13 +21,15 @@ MLP = (30, 64, 64, 2)
 
 
 def write_safetensors(path: pathlib.Path, tensors: Tensors) -> None:
-    header, body = {}, b""
+    header, end = {}, 0
     for name, values in tensors.items():
-        offsets = [len(body), len(body) + values.nbytes]
-        header[name] = {"dtype": "F32", "shape": values.shape, "data_offsets": offsets}
-        body += values.tobytes()
+        begin, end = end, end + values.nbytes
+        header[name] = {"dtype": "F32", "shape": values.shape, "data_offsets": [begin, end]}
     encoded = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + body)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for values in tensors.values():
+            file.write(values.tobytes())
 
 
 class Graph:
@@ -50,6 +54,30 @@ class Graph:
         bias = self.constant(weights[f"{name}.bias"], name=f"{name}.bias")
         return self.node("Add", self.node("MatMul", x, weight), bias)
 
+    def norm(self, x: str, weights: Tensors, name: str, epsilon: float) -> str:
+        parameters = [self.constant(weights[f"{name}.{part}"], name=f"{name}.{part}") for part in ("weight", "bias")]
+        return self.node("LayerNormalization", x, *parameters, axis=-1, epsilon=epsilon)
+
+    def gelu(self, x: str) -> str:
+        erf = self.node("Erf", self.node("Div", x, self.constant(2**0.5)))
+        return self.node("Mul", self.node("Mul", x, self.node("Add", erf, self.constant(1))), self.constant(0.5))
+
+    def attention(self, x: str, weights: Tensors, name: str, hidden: int, heads: int, mask: str = "") -> str:
+        """Without the dense layer after it."""
+        split = self.constant([0, 0, heads, hidden // heads], np.int64)
+        query, key, value = (
+            self.node(
+                "Transpose",
+                self.node("Reshape", self.dense(x, weights, f"{name}.{part}"), split),
+                perm=[0, 2, 3, 1] if part == "key" else [0, 2, 1, 3],
+            )
+            for part in ("query", "key", "value")
+        )
+        scores = self.node("Div", self.node("MatMul", query, key), self.constant((hidden / heads) ** 0.5))
+        scores = self.node("Softmax", self.node("Add", scores, mask) if mask else scores, axis=-1)
+        context = self.node("Transpose", self.node("MatMul", scores, value), perm=[0, 2, 1, 3])
+        return self.node("Reshape", context, self.constant([0, 0, hidden], np.int64))
+
     def save(self, path: pathlib.Path, inputs: dict[str, tuple[int, list[object]]], output: list[object]) -> None:
         given = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()]
         result = helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, output)
@@ -69,8 +97,7 @@ def bert(weights: Tensors, config: dict, path: pathlib.Path) -> None:
     one = [graph.constant([axis], np.int64) for axis in (0, 1, 2)]
 
     def norm(x: str, name: str) -> str:
-        parameters = [graph.constant(weights[f"{name}.{part}"], name=f"{name}.{part}") for part in ("weight", "bias")]
-        return graph.node("LayerNormalization", x, *parameters, axis=-1, epsilon=config["layer_norm_eps"])
+        return graph.norm(x, weights, name, config["layer_norm_eps"])
 
     def table(name: str, ids: str) -> str:
         name = f"embeddings.{name}_embeddings.weight"
@@ -86,27 +113,12 @@ def bert(weights: Tensors, config: dict, path: pathlib.Path) -> None:
     mask = graph.node("Unsqueeze", graph.node("Unsqueeze", "attention_mask", one[1]), one[2])
     mask = graph.node("Sub", graph.constant(1), graph.node("Cast", mask, to=onnx.TensorProto.FLOAT))
     mask = graph.node("Mul", mask, graph.constant(-10_000))
-    split = graph.constant([0, 0, heads, hidden // heads], np.int64)
-    merged = graph.constant([0, 0, hidden], np.int64)
     for layer in range(config["num_hidden_layers"]):
         name = f"encoder.layer.{layer}"
-        query, key, value = (
-            graph.node(
-                "Transpose",
-                graph.node("Reshape", graph.dense(x, weights, f"{name}.attention.self.{part}"), split),
-                perm=[0, 2, 3, 1] if part == "key" else [0, 2, 1, 3],
-            )
-            for part in ("query", "key", "value")
-        )
-        scores = graph.node("Div", graph.node("MatMul", query, key), graph.constant((hidden / heads) ** 0.5))
-        scores = graph.node("Softmax", graph.node("Add", scores, mask), axis=-1)
-        context = graph.node("Transpose", graph.node("MatMul", scores, value), perm=[0, 2, 1, 3])
-        context = graph.node("Reshape", context, merged)
+        context = graph.attention(x, weights, f"{name}.attention.self", hidden, heads, mask)
         out = graph.dense(context, weights, f"{name}.attention.output.dense")
         x = norm(graph.node("Add", out, x), f"{name}.attention.output.LayerNorm")
-        up = graph.dense(x, weights, f"{name}.intermediate.dense")
-        erf = graph.node("Erf", graph.node("Div", up, graph.constant(2**0.5)))
-        up = graph.node("Mul", graph.node("Mul", up, graph.node("Add", erf, graph.constant(1))), graph.constant(0.5))
+        up = graph.gelu(graph.dense(x, weights, f"{name}.intermediate.dense"))
         x = norm(graph.node("Add", graph.dense(up, weights, f"{name}.output.dense"), x), f"{name}.output.LayerNorm")
 
     kept = graph.node("Unsqueeze", graph.node("Cast", "attention_mask", to=onnx.TensorProto.FLOAT), one[2])
@@ -135,21 +147,31 @@ def random_layers(widths: tuple[int, ...]) -> Tensors:
 
 
 def main() -> None:
-    minilm, output = map(pathlib.Path, sys.argv[1:])
-    config = json.loads((minilm / "config.json").read_bytes())
-    bert(read_safetensors(minilm / "model.safetensors"), config, output / "minilm.onnx")
-    quantize_dynamic(
-        output / "minilm.onnx",
-        output / "minilm_int8.onnx",
-        op_types_to_quantize=["MatMul"],
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        extra_options={"MatMulConstBOnly": True},
-    )
-    (output / "mlp").mkdir(exist_ok=True)
-    weights = random_layers(MLP)
-    write_safetensors(output / "mlp/model.safetensors", weights)
-    dense_layers(weights, output / "mlp.onnx", MLP)
+    minilm, output, parts = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3:]
+    if "minilm" in parts:
+        config = json.loads((minilm / "config.json").read_bytes())
+        bert(read_safetensors(minilm / "model.safetensors"), config, output / "minilm.onnx")
+        quantize_dynamic(
+            output / "minilm.onnx",
+            output / "minilm_int8.onnx",
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True},
+        )
+    if "mlp" in parts:
+        (output / "mlp").mkdir()
+        weights = random_layers(MLP)
+        write_safetensors(output / "mlp/model.safetensors", weights)
+        dense_layers(weights, output / "mlp.onnx", MLP)
+    if "vision" in parts:
+        for model, logits in (("resnet", vision.resnet_graph), ("vit", vision.vit_graph)):
+            weights = vision.package(model, output / model)
+            write_safetensors(output / model / "model.safetensors", weights)
+            graph = Graph()
+            graph.node("Softmax", logits(graph, weights), axis=-1, output="output")
+            pixels = (onnx.TensorProto.FLOAT, ["rows", vision.COLOURS, vision.SIDE, vision.SIDE])
+            graph.save(output / f"{model}.onnx", {"pixel_values": pixels}, ["rows", vision.CLASSES])
 
 
 if __name__ == "__main__":

@@ -38,21 +38,26 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Token ids: a request for each row, as they come to a server. Features: one request, as the peers get them.
+/// Token ids: a request for each row, as they come to a server. Features and pixels: one request, as the peers get them.
 fn requests(model: &dyn LoadedModel, lengths: &[usize]) -> Result<Vec<ModelInput>> {
     let ids = |row: usize| (0..lengths[row]).map(move |column| id(row, column));
     let prepare = |name, tensor| Ok(model.prepare(model.signature().check([(name, tensor)])?)?);
-    if model.signature().inputs.iter().all(|input| input.name != "features") {
+    let inputs = &model.signature().inputs;
+    let Some(input) = inputs.iter().find(|input| ["features", "pixel_values"].contains(&&input.name[..]))
+    else {
         let request = |row: usize| {
             let data: Vec<u8> = ids(row).flat_map(i64::to_le_bytes).collect();
             prepare("input_ids", Tensor::new(DataType::Int64, vec![1, lengths[row]], data.into())?)
         };
         return (0..lengths.len()).map(request).collect();
-    }
+    };
+    // A row of free size has as many features as the request says.
     let columns = lengths.first().copied().ok_or("a request without rows")?;
+    let row = input.shape.iter().skip(1).map(|side| side.unwrap_or(columns));
+    let shape = std::iter::once(lengths.len()).chain(row).collect();
     let values = (0..lengths.len()).flat_map(ids).map(|id| (id as f32 - 15_000.0) / 15_000.0);
     let data: Vec<u8> = values.flat_map(f32::to_le_bytes).collect();
-    Ok(vec![prepare("features", Tensor::new(DataType::Fp32, vec![lengths.len(), columns], data.into())?)?])
+    Ok(vec![prepare(&input.name, Tensor::new(DataType::Fp32, shape, data.into())?)?])
 }
 
 /// The token that every contestant sees at `column` of `row`.
@@ -82,18 +87,21 @@ fn peak_gigaflops() -> f64 {
     best
 }
 
-/// Milliseconds: the median of the runs that `seconds` have time for, at least one.
+/// Milliseconds: the median of the runs that `seconds` have time for, without the first unless it alone takes them.
 fn measure(backend: &mut dyn Backend, inputs: &[ModelInput], seconds: f64) -> Result<f64> {
-    run(backend, inputs.to_vec())?;
     let (start, mut times) = (Instant::now(), Vec::new());
-    while times.is_empty() || start.elapsed().as_secs_f64() < seconds {
+    while times.len() < 2 || start.elapsed().as_secs_f64() < seconds {
         let inputs = inputs.to_vec();
         let begin = Instant::now();
         backend.submit(Batch { inputs })?;
         let outputs = backend.collect()?.outputs;
         times.push(begin.elapsed().as_secs_f64() * 1000.0);
         drop(outputs);
+        if times[0] > seconds * 1000.0 {
+            return Ok(times[0]);
+        }
     }
-    times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2])
+    let rest = &mut times[1..];
+    rest.sort_by(f64::total_cmp);
+    Ok(rest[rest.len() / 2])
 }

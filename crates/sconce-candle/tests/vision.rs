@@ -263,6 +263,11 @@ fn the_family_is_inferred_and_its_problems_come_at_once() {
     assert!(
         error.to_string().contains("stages.2.layers.1.layer.0.convolution.weight` [16, 16, 3, 3] is missing")
     );
+    let wide = copy("resnet_basic", "config.json", |json| json["hidden_sizes"] = json!([8, 12, 4096]));
+    fs::write(wide.path().join("model.toml"), "dtype = 'int8'").unwrap();
+    let error = Package::open(wide.path(), DeviceId::Cpu).unwrap_err();
+    let reason = "`dtype`: int8 expects layers of at most 32768 inputs, got 36864";
+    assert!(error.to_string().contains(reason), "{error}");
     let depths = copy("resnet_basic", "config.json", |json| json["depths"] = json!([2]));
     refused(depths.path(), &["`depths`: expected as many as `hidden_sizes`, 3, got [2]"]);
 }

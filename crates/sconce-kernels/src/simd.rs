@@ -84,6 +84,21 @@ pub(crate) trait Simd: Copy {
         unsafe { Self::store(lanes.as_mut_ptr(), value) };
         lanes[..Self::LANES].iter().fold(f32::NEG_INFINITY, |a, b| if a > *b { a } else { *b })
     }
+    /// Writes `values` to `to`: faster than a call where they are few.
+    #[inline(always)]
+    unsafe fn copy(values: &[f32], to: *mut f32) {
+        let whole = values.len() - values.len() % Self::LANES;
+        // SAFETY: Vectors up to `whole`, and then what is left.
+        unsafe {
+            for at in (0..whole).step_by(Self::LANES) {
+                Self::store(to.add(at), Self::load(values.as_ptr().add(at)));
+            }
+            if whole < values.len() {
+                let (from, left) = (values.as_ptr().add(whole), values.len() - whole);
+                Self::store_part(to.add(whole), Self::load_part(from, left), left);
+            }
+        }
+    }
     /// Asks for the cache line at `at`, which need not be valid.
     #[inline(always)]
     unsafe fn prefetch(_at: *const u8) {}

@@ -1,8 +1,11 @@
 //! Convolutions and pooling with every set of instructions of this machine, against plain loops in f64.
 
 use sconce_kernels::{
-    Activation, After, Convolution, Images, Isa, PackedMatrix, Precision, Scratch, Window, convolve, max_pool,
+    Activation, After, Convolution, Images, Isa, PackedMatrix, Precision, Scratch, Window, convolve, dense,
+    max_pool,
 };
+
+const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Int8];
 
 /// Values in [-1, 1) that depend on `seed` alone.
 fn noise(len: usize, seed: u64) -> Vec<f32> {
@@ -157,6 +160,40 @@ fn convolutions_match_plain_loops_and_ignore_the_batch() {
                     x.chunks(one).flat_map(|image| run(isa, &case, image, relu_last, &mut scratch)).collect();
                 assert_eq!(alone, got, "{isa:?} {case:?}");
             }
+        }
+    }
+}
+
+/// Convolutions are dense layers whose rows nobody writes out, in every precision: to the last bit.
+#[test]
+fn convolutions_are_dense_layers_of_what_windows_see() {
+    let mut scratch = Scratch::new();
+    // An inner dimension of several blocks, and weights too large for the second-level cache.
+    let window = Window { size: 3, stride: 1, padding: 1 };
+    let large = Case { images: 2, height: 9, width: 13, channels: 131, columns: 130, window };
+    for (isa, precision) in Isa::available().into_iter().flat_map(|isa| PRECISIONS.map(|p| (isa, p))) {
+        for case in cases().into_iter().chain([large]) {
+            let (x, size, channels) = (case.x(), case.window.size, case.channels);
+            let inner = size * size * channels;
+            let mut rows = Vec::new();
+            case.each_place(|place| {
+                for window in 0..size * size {
+                    match case.seen(place, (window / size, window % size)) {
+                        Some(from) => rows.extend(&x[from..from + channels]),
+                        None => rows.resize(rows.len() + channels, 0.0),
+                    }
+                }
+            });
+            let count = rows.len() / inner;
+            let weights = noise(case.columns * inner, 4);
+            let weights = PackedMatrix::new(isa, precision, &weights, case.columns, inner);
+            let (bias, residual) = (noise(case.columns, 5), noise(count * case.columns, 6));
+            let after = After { bias: &bias, activation: Activation::None, residual: &residual };
+            let (mut want, mut got) = (vec![f32::NAN; residual.len()], vec![f32::NAN; residual.len()]);
+            dense(&rows, &weights, after, &mut want, &mut scratch);
+            let with = Convolution { window: case.window, weights: &weights, after, relu_last: false };
+            convolve(case.images(&x), with, &mut got, &mut scratch);
+            assert_eq!(got, want, "{isa:?} {precision:?} {case:?}");
         }
     }
 }

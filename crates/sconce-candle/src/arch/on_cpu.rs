@@ -8,7 +8,8 @@ use sconce_kernels::{
 };
 use std::sync::{Mutex, PoisonError};
 
-/// Reports a layer that takes more values than the model's precision can sum up.
+/// Reports a layer that takes more values than the model's precision can sum up. Plans ask it of every layer that is computed in that
+/// precision, so that loading need not.
 pub(crate) fn check_inner(settings: &ModelSettings, inner: usize, problems: &mut Problems) {
     if settings.precision == crate::Precision::Int8 && inner > MAX_INT8_INNER {
         problems.push(format!(
@@ -41,17 +42,12 @@ impl Dense {
                 bias.append(&mut weights.values(name)?);
             }
         }
-        Ok(Self { weights: pack(&matrix, inner, precision)?, bias, activation })
+        Ok(Self { weights: pack(&matrix, inner, precision), bias, activation })
     }
 
     /// A layer without activation, of `matrix` [out, inner].
-    pub(crate) fn new(
-        matrix: &[f32],
-        inner: usize,
-        bias: Vec<f32>,
-        precision: Precision,
-    ) -> Result<Self, String> {
-        Ok(Self { weights: pack(matrix, inner, precision)?, bias, activation: Activation::None })
+    pub(crate) fn new(matrix: &[f32], inner: usize, bias: Vec<f32>, precision: Precision) -> Self {
+        Self { weights: pack(matrix, inner, precision), bias, activation: Activation::None }
     }
 
     pub(crate) fn columns(&self) -> usize {
@@ -69,11 +65,9 @@ impl Dense {
     }
 }
 
-fn pack(matrix: &[f32], inner: usize, precision: Precision) -> Result<PackedMatrix, String> {
-    if precision == Precision::Int8 && inner > MAX_INT8_INNER {
-        return Err(format!("dtype int8: expected layers of at most {MAX_INT8_INNER} inputs, got {inner}"));
-    }
-    Ok(PackedMatrix::new(Isa::current(), precision, matrix, matrix.len() / inner.max(1), inner))
+/// Packs `matrix` [out, inner], where [`check_inner`] had nothing to report of `inner`.
+fn pack(matrix: &[f32], inner: usize, precision: Precision) -> PackedMatrix {
+    PackedMatrix::new(Isa::current(), precision, matrix, matrix.len() / inner.max(1), inner)
 }
 
 /// A convolution, its batch norm folded into it, and whether negative values become zero last.
@@ -93,9 +87,9 @@ impl Convolution {
         bias: Vec<f32>,
         relu: bool,
         precision: Precision,
-    ) -> Result<Self, String> {
+    ) -> Self {
         let inner = matrix.len() / bias.len().max(1);
-        Ok(Self { window, weights: pack(matrix, inner, precision)?, bias, relu })
+        Self { window, weights: pack(matrix, inner, precision), bias, relu }
     }
 
     /// `out` [images, places down, places across, out channels], to which `residual` is added; an empty one is none.

@@ -5,6 +5,7 @@ mod resnet;
 mod vit;
 
 use super::fields::{Fields, class_names};
+use super::on_cpu::check_inner;
 use super::scores::Scores;
 use crate::backend::Pipeline;
 use crate::device::Engine;
@@ -67,10 +68,11 @@ impl Plan {
         let images = Images::open(folder, processor, problems);
         let weights = Weights::open(folder, problems);
         let (config, weights) = (config?, weights?);
-        let (classifier, width) = match &config {
-            Config::Vit(config) => config.check(&weights, problems),
-            Config::Resnet(config) => config.check(&weights, problems),
+        let ((classifier, width), inner) = match &config {
+            Config::Vit(config) => (config.check(&weights, problems), config.inner()),
+            Config::Resnet(config) => (config.check(&weights, problems), config.inner()),
         };
+        check_inner(settings, inner, problems);
         let classes = match weights.shape(&format!("{classifier}.weight")) {
             Some(&[classes @ 1..=usize::MAX, _]) => classes,
             _ => {

@@ -91,6 +91,14 @@ impl Config {
         self.stages.last().map_or(self.stem, |(channels, _)| *channels)
     }
 
+    /// The most values that a convolution takes.
+    pub(super) fn inner(&self) -> usize {
+        let blocks =
+            self.blocks().into_iter().flat_map(|block| block.layers.into_iter().chain(block.shortcut));
+        let layers = blocks.chain([self.stem()]);
+        layers.map(|layer| layer.window.size * layer.window.size * layer.channels).max().unwrap_or(0)
+    }
+
     fn blocks(&self) -> Vec<Block<Layer>> {
         let (mut blocks, mut channels) = (Vec::new(), self.stem);
         for (stage, (columns, depth)) in self.stages.iter().enumerate() {
@@ -189,7 +197,7 @@ impl Layer {
                 to[at % places * channels + at / places] = (f64::from(*value) * scale) as f32;
             }
         }
-        Convolution::new(self.window, &matrix, bias, self.relu, precision)
+        Ok(Convolution::new(self.window, &matrix, bias, self.relu, precision))
     }
 }
 

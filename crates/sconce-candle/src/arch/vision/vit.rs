@@ -80,6 +80,15 @@ impl Config {
         self.image / self.patch
     }
 
+    fn patch_values(&self) -> usize {
+        COLOURS * self.patch * self.patch
+    }
+
+    /// The most values that a layer takes.
+    pub(super) fn inner(&self) -> usize {
+        self.hidden.max(self.intermediate).max(self.patch_values())
+    }
+
     fn tokens(&self) -> usize {
         self.patches() * self.patches() + 1
     }
@@ -179,7 +188,7 @@ impl Network {
         let first = positions.drain(..config.hidden.min(positions.len()));
         class_token.iter_mut().zip(first).for_each(|(value, position)| *value += position);
         Ok(Self {
-            patches: Dense::new(&matrix, COLOURS * config.patch * config.patch, bias, precision)?,
+            patches: Dense::new(&matrix, config.patch_values(), bias, precision),
             class_token,
             positions,
             layers,
