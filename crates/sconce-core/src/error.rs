@@ -19,6 +19,10 @@ pub enum ErrorCode {
     PermissionDenied,
     /// A condition of the call does not hold (a read-only catalogue, say).
     FailedPrecondition,
+    /// What is to be made is there already.
+    AlreadyExists,
+    /// Another change came first: what the call expected to find is no longer so.
+    Aborted,
     /// The server does not offer this.
     Unimplemented,
     /// The model or the server failed: a kernel error, a panic, NaN where the signature forbids it.

@@ -1,4 +1,5 @@
 use crate::{Error, Result};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::borrow::{Borrow, Cow};
 use std::fmt;
 use std::sync::Arc;
@@ -50,6 +51,20 @@ impl fmt::Display for ModelName {
     }
 }
 
+impl Serialize for ModelName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+/// Checked like [`ModelName::new`].
+impl<'de> Deserialize<'de> for ModelName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = Cow::<'de, str>::deserialize(deserializer)?;
+        Self::new(&name).map_err(de::Error::custom)
+    }
+}
+
 /// A model's version: an integer of at least 1. Clients parse it as an integer, so it fits in an `i64`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModelVersion(u64);
@@ -75,6 +90,21 @@ impl ModelVersion {
 impl fmt::Display for ModelVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+impl Serialize for ModelVersion {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0)
+    }
+}
+
+/// Checked like [`ModelVersion::new`].
+impl<'de> Deserialize<'de> for ModelVersion {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = u64::deserialize(deserializer)?;
+        let expected = || de::Error::custom(format!("version {number}: expected 1 to {}", i64::MAX));
+        Self::new(number).ok_or_else(expected)
     }
 }
 

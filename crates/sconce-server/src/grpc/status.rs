@@ -33,6 +33,8 @@ fn code(code: ErrorCode) -> Code {
         ErrorCode::Cancelled => Code::Cancelled,
         ErrorCode::PermissionDenied => Code::PermissionDenied,
         ErrorCode::FailedPrecondition => Code::FailedPrecondition,
+        ErrorCode::AlreadyExists => Code::AlreadyExists,
+        ErrorCode::Aborted => Code::Aborted,
         ErrorCode::Unimplemented => Code::Unimplemented,
         ErrorCode::Internal => Code::Internal,
     }
