@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new("../../proto");
     println!("cargo::rerun-if-changed={}", root.display());
-    let descriptors = protox::compile(["inference/inference.proto"], [root])?;
-    let out = PathBuf::from(std::env::var("OUT_DIR")?).join("inference.bin");
+    let descriptors = protox::compile(["inference/inference.proto", "sconce/v1/registry.proto"], [root])?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?).join("descriptors.bin");
     std::fs::write(out, descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         // Ordered maps: empty ones, the common case, cost nothing, and answers are the same every time.
-        .btree_map(".inference")
+        .btree_map(".")
         // Tensor bytes stay slices of the received message.
         .bytes(".inference.ModelInferRequest.raw_input_contents")
         .bytes(".inference.ModelInferResponse.raw_output_contents")

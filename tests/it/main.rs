@@ -12,5 +12,6 @@ mod layering;
 mod lifecycle;
 mod limits;
 mod packages;
+mod registry;
 #[path = "../support/mod.rs"]
 mod support;

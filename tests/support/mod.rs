@@ -9,11 +9,14 @@ pub(crate) use traffic::Traffic;
 pub(crate) use wire::{Wire, framed, framed_with_payload, read_all_but};
 
 use sconce_client::{Client, InferRequest, Options, Tensor, tensor};
+use sconce_proto::sconce::registry_client::RegistryClient;
 use sconce_server::{Limits, Server, ServerConfig};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
+use tonic::transport::{Channel, Endpoint};
 
 /// What should happen and has not by then never will: no test passes or fails on a shorter time. Shorter than the longest
 /// `max_queue_delay_ms`, so that a batch that only its delay would dispatch is found missing.
@@ -41,6 +44,26 @@ impl Running {
         };
         change(&mut config.limits);
         Self(Server::start(config).await.unwrap())
+    }
+
+    /// Starts with a data folder, and with what `change` makes of the configuration; there is no folder of models.
+    pub(crate) async fn stored(data: &Path, change: impl FnOnce(&mut ServerConfig)) -> Self {
+        let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let mut config = ServerConfig {
+            grpc: any_port,
+            admin: any_port,
+            http: any_port,
+            data: Some(data.to_owned()),
+            ..ServerConfig::default()
+        };
+        change(&mut config);
+        Self(Server::start(config).await.unwrap())
+    }
+
+    /// The control listener's registry.
+    pub(crate) async fn registry(&self) -> RegistryClient<Channel> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.0.addresses().admin)).unwrap();
+        RegistryClient::new(endpoint.connect().await.unwrap())
     }
 
     /// The inference listener's address.

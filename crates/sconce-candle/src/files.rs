@@ -109,6 +109,12 @@ impl Folder {
         problems.keep(serde_json::from_slice(&content).map_err(|e| format!("{name}: not valid JSON: {e}")))
     }
 
+    /// Bytes of all [`safetensors`](Self::safetensors) files.
+    pub(crate) fn weights_bytes(&self) -> u64 {
+        let bytes = |name: String| fs::metadata(self.root.join(name)).map_or(0, |meta| meta.len());
+        self.safetensors().into_iter().map(bytes).sum()
+    }
+
     /// Names of the `.safetensors` files at the top of the package, sorted.
     pub(crate) fn safetensors(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();

@@ -2,13 +2,16 @@ use crate::arch::{self, Plan};
 use crate::files::Folder;
 use crate::keys::Keys;
 use crate::{Family, ModelSettings};
-use sconce_core::{DeviceId, ErrorCode, LoadedModel, Signature};
+use sconce_core::{DeviceId, ErrorCode, LoadedModel, Signature, Tensor, json};
+use serde_json::{Map, Value};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// More problems than this are counted, not kept.
 const MAX_PROBLEMS: usize = 50;
+/// The most requests of a warm-up.
+const MAX_WARMUP: usize = 64;
 
 /// Problems of a package, collected so that all are reported at once.
 #[derive(Debug, Default)]
@@ -80,6 +83,10 @@ pub struct Package {
     pub settings: ModelSettings,
     /// What it takes and gives.
     pub signature: Signature,
+    /// Requests that `model.toml` has it answer before it is served (`[[warmup]]`).
+    pub warmup: Vec<Vec<(String, Tensor)>>,
+    /// Bytes of its weights' files.
+    pub weights_bytes: u64,
     plan: Plan,
 }
 
@@ -96,8 +103,10 @@ impl Package {
         folder.check(&mut problems);
         let opened = open_plan(&folder, default_device, &mut problems);
         match opened {
-            Some((settings, signature, plan)) if problems.count() == 0 => {
-                Ok(Self { dir: dir.to_owned(), settings, signature, plan })
+            Some(opened) if problems.count() == 0 => {
+                let Opened { settings, signature, warmup, plan } = opened;
+                let weights_bytes = folder.weights_bytes();
+                Ok(Self { dir: dir.to_owned(), settings, signature, warmup, weights_bytes, plan })
             }
             _ => Err(problems.into_error()),
         }
@@ -113,21 +122,36 @@ impl Package {
     }
 }
 
-fn open_plan(
-    folder: &Folder,
-    default_device: DeviceId,
-    problems: &mut Problems,
-) -> Option<(ModelSettings, Signature, Plan)> {
+struct Opened {
+    settings: ModelSettings,
+    signature: Signature,
+    warmup: Vec<Vec<(String, Tensor)>>,
+    plan: Plan,
+}
+
+fn open_plan(folder: &Folder, default_device: DeviceId, problems: &mut Problems) -> Option<Opened> {
     let mut keys = read_toml(folder, problems)?;
     let family = match keys.take_word("family", &Family::WORDS, problems) {
         Some(family) => family,
         None => infer_family(folder, problems)?,
     };
     let settings = ModelSettings::read(family, default_device, &mut keys, problems);
+    let warmup = keys.take::<Vec<Map<String, Value>>>("warmup", problems).unwrap_or_default();
     let opened = arch::open(folder, &settings, &mut keys, problems);
     keys.finish(problems);
     let (signature, plan) = opened?;
-    Some((settings, signature, plan))
+    if warmup.len() > MAX_WARMUP {
+        problems.push(format!(
+            "model.toml: `warmup`: expected at most {MAX_WARMUP} requests, got {}",
+            warmup.len()
+        ));
+    }
+    let request = |(index, inputs): (usize, &Map<String, Value>)| {
+        let request = json::to_request(&signature, inputs);
+        problems.keep(request.map_err(|error| format!("model.toml: `warmup[{index}]`: {error}")))
+    };
+    let warmup = warmup.iter().take(MAX_WARMUP).enumerate().filter_map(request).collect();
+    Some(Opened { settings, signature, warmup, plan })
 }
 
 fn read_toml(folder: &Folder, problems: &mut Problems) -> Option<Keys> {
@@ -141,7 +165,7 @@ fn read_toml(folder: &Folder, problems: &mut Problems) -> Option<Keys> {
 fn infer_family(folder: &Folder, problems: &mut Problems) -> Option<Family> {
     let before = problems.count();
     if let Some(config) = folder.json("config.json", problems) {
-        let model_type = config.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default();
+        let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
         let is_vision = arch::VISION_MODEL_TYPES.contains(&model_type);
         return Some(if is_vision { Family::Vision } else { Family::Bert });
     }

@@ -7,6 +7,7 @@ mod budget;
 mod datatype;
 mod device;
 mod error;
+pub mod json;
 mod model;
 mod name;
 mod record;

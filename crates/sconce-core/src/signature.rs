@@ -2,6 +2,9 @@ use crate::{DataType, Error, Result, Tensor, abbreviate};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+/// The most bytes of an input of [`Signature::examples`].
+const MAX_EXAMPLE_BYTES: usize = 64 << 20;
+
 /// One input or output of a model, as shown to clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorSpec {
@@ -100,6 +103,28 @@ impl Inputs {
 }
 
 impl Signature {
+    /// A request of one row for each form of input: zeros and short texts, every open dimension 1. Not every model answers
+    /// every one of them.
+    pub fn examples(&self) -> Vec<Vec<(String, Tensor)>> {
+        let forms = self.inputs.iter().map(|spec| spec.form + 1).max().unwrap_or(0);
+        let example = |spec: &TensorSpec| {
+            let shape: Vec<usize> = spec.shape.iter().map(|dim| dim.unwrap_or(1)).collect();
+            let elements = shape.iter().try_fold(1_usize, |product, dim| product.checked_mul(*dim))?;
+            let element: &[u8] = match spec.datatype.element_bytes() {
+                Some(bytes) => &[0; 8][..bytes],
+                None => b"\x05\0\0\0hello",
+            };
+            let bytes = elements.checked_mul(element.len()).filter(|bytes| *bytes <= MAX_EXAMPLE_BYTES)?;
+            let data: Vec<u8> = element.iter().copied().cycle().take(bytes).collect();
+            Some((spec.name.clone(), Tensor::new(spec.datatype, shape, data.into()).ok()?))
+        };
+        let form = |form: usize| {
+            let inputs = self.inputs.iter().filter(|spec| spec.form == form && !spec.optional);
+            inputs.map(example).collect::<Option<Vec<_>>>()
+        };
+        (0..forms).filter_map(form).collect()
+    }
+
     /// Bytes of an answer of `rows` rows, as far as the shapes of the outputs tell: an output with another open dimension, or
     /// of strings, counts nothing.
     pub fn answer_bytes(&self, rows: usize) -> usize {
@@ -175,7 +200,7 @@ impl Signature {
         Ok(Inputs { tensors, rows })
     }
 
-    fn unknown_input(&self, name: &str) -> Error {
+    pub(crate) fn unknown_input(&self, name: &str) -> Error {
         Error::invalid(format!("unknown input `{}`: expected {}", abbreviate(name), self.describe_inputs()))
     }
 

@@ -3,6 +3,7 @@
 
 use sconce_core::DeviceId;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,6 +21,10 @@ pub struct ServerConfig {
     pub http: SocketAddr,
     /// The folder of models, `NAME/VERSION/` each. Default none.
     pub models: Option<PathBuf>,
+    /// The data folder: the registry of models. Default none; made if it is not there.
+    pub data: Option<PathBuf>,
+    /// The most bytes of weights in the memory of a device, by its name. Default: no bound.
+    pub model_memory_bytes: BTreeMap<String, u64>,
     /// Built-in models to serve beside: `identity`, `add_sub`. Default none.
     pub builtin: Vec<String>,
     /// Where models run that do not say it themselves: `cpu` (default) or `cuda:N`.
@@ -63,6 +68,8 @@ impl Default for ServerConfig {
             admin: SocketAddr::from(([127, 0, 0, 1], 8002)),
             http: SocketAddr::from(([0, 0, 0, 0], 8000)),
             models: None,
+            data: None,
+            model_memory_bytes: BTreeMap::new(),
             builtin: Vec::new(),
             device: "cpu".to_owned(),
             limits: Limits::default(),
@@ -133,6 +140,14 @@ impl ServerConfig {
         if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
     }
 
+    /// [`model_memory_bytes`](Self::model_memory_bytes) by device.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a name that is no device's.
+    pub(crate) fn model_memory(&self) -> sconce_core::Result<BTreeMap<DeviceId, u64>> {
+        self.model_memory_bytes.iter().map(|(name, bytes)| Ok((name.parse()?, *bytes))).collect()
+    }
+
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let limits = &self.limits;
@@ -181,6 +196,13 @@ impl ServerConfig {
         }
         if let Some(models) = &self.models {
             check(models.is_dir(), format!("models: expected a folder, got {}", models.display()));
+        }
+        if let Some(data) = &self.data {
+            let fits = data.is_dir() || !data.exists();
+            check(fits, format!("data: expected a folder, got {}", data.display()));
+        }
+        if let Err(error) = self.model_memory() {
+            check(false, format!("model_memory_bytes: {error}"));
         }
         if let Err(problem) = self.log.format.parse::<sconce_telemetry::logs::Format>() {
             check(false, problem);
@@ -274,6 +296,8 @@ mod tests {
             builtin = ['nope']
             device = 'tpu'
             models = '/no/such/folder'
+            data = '/dev/null'
+            model_memory_bytes = { tpu = 5 }
             [limits]
             max_message_bytes = 1
             max_streams = -1
@@ -281,12 +305,23 @@ mod tests {
             level = 'loud'
             colour = true";
         let problems = read(text, &[]).unwrap_err();
-        for part in
-            ["gprc", "http", "admin", "builtin", "device", "models", "message", "streams", "level", "colour"]
-        {
+        for part in [
+            "gprc",
+            "http",
+            "admin",
+            "builtin",
+            "device",
+            "models",
+            "data",
+            "model_memory",
+            "message",
+            "streams",
+            "level",
+            "colour",
+        ] {
             assert!(problems.iter().any(|problem| problem.contains(part)), "{part} not in {problems:#?}");
         }
-        assert_eq!(problems.len(), 10, "{problems:#?}");
+        assert_eq!(problems.len(), 12, "{problems:#?}");
     }
 
     #[test]

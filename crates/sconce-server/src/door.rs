@@ -2,20 +2,19 @@
 
 use crate::config::Limits;
 use crate::dispatch::PreparePool;
-use crate::models::{Models, State, UNLOADED};
-use sconce_core::{ByteBudget, Error, Result};
-use sconce_telemetry::metrics::{ModelSample, ServerSample};
+use crate::models::{Account, Models, State, UNLOADED};
+use sconce_core::{ByteBudget, DeviceId, Error, Result};
+use sconce_telemetry::metrics::{DeviceMemory, ModelSample, ServerSample};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 /// The server behind its listeners.
 pub(crate) struct Door {
-    pub(crate) models: Models,
+    pub(crate) models: Arc<Models>,
     pub(crate) limits: Limits,
     pub(crate) budget: ByteBudget,
     pub(crate) connections: Arc<Semaphore>,
@@ -27,8 +26,6 @@ pub(crate) struct Door {
     pub(crate) refused: AtomicU64,
     /// Whether the first load is over.
     pub(crate) loaded: AtomicBool,
-    /// Loads and unloads: they run to their end even if whoever asked goes away.
-    pub(crate) changes: TaskTracker,
     health: HealthReporter,
 }
 
@@ -41,7 +38,7 @@ pub(crate) enum Change {
 const SERVICE: &str = "inference.GRPCInferenceService";
 
 impl Door {
-    pub(crate) fn new(models: Models, limits: Limits, cores: usize, health: HealthReporter) -> Self {
+    pub(crate) fn new(models: Arc<Models>, limits: Limits, cores: usize, health: HealthReporter) -> Self {
         Self {
             models,
             budget: ByteBudget::new(limits.max_inflight_bytes),
@@ -52,7 +49,6 @@ impl Door {
             draining: CancellationToken::new(),
             refused: AtomicU64::new(0),
             loaded: AtomicBool::new(false),
-            changes: TaskTracker::new(),
             health,
         }
     }
@@ -80,7 +76,7 @@ impl Door {
     /// What the change failed with.
     pub(crate) async fn change(self: &Arc<Self>, change: Change) -> Result<()> {
         let door = Arc::clone(self);
-        let task = self.changes.spawn(async move {
+        let task = self.models.tasks.spawn(async move {
             let outcome = match change {
                 Change::Load(name) => door.models.load(&name).await,
                 Change::Unload(name) => door.models.unload(&name).await,
@@ -105,12 +101,21 @@ impl Door {
         let used = |semaphore: &Semaphore, limit: usize| {
             (limit.saturating_sub(semaphore.available_permits()), limit)
         };
+        let memory = |(device, account): (DeviceId, Account)| DeviceMemory {
+            device: device.to_string(),
+            used_bytes: account.used,
+            limit_bytes: account.limit,
+        };
         let server = ServerSample {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             inflight_bytes: (self.budget.held_bytes(), self.budget.limit_bytes()),
             connections: used(&self.connections, self.limits.max_connections),
             streams: used(&self.streams, self.limits.max_streams),
             refused: self.refused.load(Ordering::Relaxed),
+            model_memory: self.models.memory().into_iter().map(memory).collect(),
+            resident_bytes: resident_bytes(),
+            generation: self.models.generation(),
+            loads: self.models.loads(),
         };
         let model = |served: Arc<crate::models::Served>| ModelSample {
             model: served.name.to_string(),
@@ -121,4 +126,11 @@ impl Door {
         };
         (server, self.models.ready().map(model).collect())
     }
+}
+
+/// What this process holds of the machine's memory, where the system says so.
+fn resident_bytes() -> Option<u64> {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = pages.split(' ').nth(1)?.parse().ok()?;
+    pages.checked_mul(rustix::param::page_size() as u64)
 }

@@ -17,7 +17,8 @@ pub use config::{ConfigError, Limits, Log, ServerConfig};
 use door::Door;
 use grpc::{Listener, Role};
 use models::Models;
-use sconce_core::DeviceId;
+use sconce_core::{DeviceId, Error};
+use sconce_registry::{Registry, RegistryError};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -62,9 +63,12 @@ pub enum StartError {
     /// The server's own definitions do not fit together.
     #[error("the reflection service cannot be built")]
     Reflection(#[from] tonic_reflection::server::Error),
-    /// The default device is none, or the folder of models cannot be read.
+    /// The default device is none, or what there is to serve cannot be read.
     #[error(transparent)]
     Models(#[from] sconce_core::Error),
+    /// The data folder cannot be opened.
+    #[error("data: the registry cannot be opened")]
+    Registry(#[from] RegistryError),
 }
 
 impl Server {
@@ -72,15 +76,25 @@ impl Server {
     /// logged, and keep the server from being ready; the others are served.
     ///
     /// # Errors
-    /// An address that cannot be bound, or a folder of models that cannot be read; nothing is left running then.
+    /// An address that cannot be bound, or a folder of models or a registry that cannot be read; nothing is left running then.
     pub async fn start(config: ServerConfig) -> Result<Self, StartError> {
         let device: DeviceId = config.device.parse()?;
+        let memory = config.model_memory()?;
+        let registry = match config.data.clone() {
+            None => None,
+            Some(dir) => {
+                let opened = tokio::task::spawn_blocking(move || Registry::open(&dir)).await;
+                let opened =
+                    opened.map_err(|error| Error::internal("opening panicked").with_source(error))?;
+                Some(Arc::new(opened?))
+            }
+        };
         let grpc = bind("grpc", config.grpc).await?;
         let admin = bind("admin", config.admin).await?;
         let http = bind("http", config.http).await?;
         let addresses = Addresses { grpc: grpc.1, admin: admin.1, http: http.1 };
 
-        let models = Models::new(config.models, &config.builtin, device);
+        let models = Arc::new(Models::new(config.models, &config.builtin, device, &memory, registry));
         let (health, health_service) = tonic_health::server::health_reporter();
         let door = Arc::new(Door::new(models, config.limits, models::cores(), health));
         door.report_health().await;
@@ -134,7 +148,7 @@ impl Server {
         self.door.report_health().await;
         self.stop.cancel();
         self.tasks.close();
-        self.door.changes.close();
+        self.door.models.stop();
         let limit = self.door.limits.drain_timeout();
         if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
             tracing::warn!(
@@ -145,8 +159,8 @@ impl Server {
             self.tasks.wait().await;
         }
         // A change under way still holds what it loads or drains.
-        if tokio::time::timeout(limit, self.door.changes.wait()).await.is_err() {
-            tracing::warn!("a load or unload did not end in time: it is left behind");
+        if tokio::time::timeout(limit, self.door.models.tasks.wait()).await.is_err() {
+            tracing::warn!("a change of the models did not end in time: it is left behind");
         }
         self.door.models.close().await;
     }

@@ -41,6 +41,25 @@ pub struct ServerSample {
     pub streams: (usize, usize),
     /// Requests refused before any model was known.
     pub refused: u64,
+    /// What models hold of each device's memory.
+    pub model_memory: Vec<DeviceMemory>,
+    /// What the process holds of the machine's memory, if the system says so.
+    pub resident_bytes: Option<u64>,
+    /// The registry's routing generation; 0 without a registry.
+    pub generation: u64,
+    /// Loads of model versions that succeeded, and that failed.
+    pub loads: (u64, u64),
+}
+
+/// One device's memory at the time of a scrape.
+#[derive(Debug, Clone, Default)]
+pub struct DeviceMemory {
+    /// The device's name.
+    pub device: String,
+    /// Bytes of weights and tables, of models that are loaded, being loaded or still answering.
+    pub used_bytes: u64,
+    /// The bound of it, if there is one.
+    pub limit_bytes: Option<u64>,
 }
 
 /// Writes the text of one scrape.
@@ -105,6 +124,7 @@ impl Scrape {
             let name = format!("{name}_limit");
             encoder.encode_descriptor(&name, &help, None, MetricType::Gauge)?.encode_gauge(&to_i64(limit))?;
         }
+        self.encode_memory(encoder)?;
         encoder
             .encode_descriptor(
                 "sconce_refused_requests",
@@ -113,6 +133,42 @@ impl Scrape {
                 MetricType::Counter,
             )?
             .encode_counter::<NoLabelSet, _, u64>(&self.server.refused, None)
+    }
+
+    fn encode_memory(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let devices = &self.server.model_memory;
+        let of = |device: &DeviceMemory| [("device", device.device.clone())];
+        let help = "Bytes of weights and tables in a device's memory";
+        let mut used =
+            encoder.encode_descriptor("sconce_device_memory_bytes", help, None, MetricType::Gauge)?;
+        for device in devices {
+            used.encode_family(&of(device))?.encode_gauge(&i64_of(device.used_bytes))?;
+        }
+        let help = "The bound of sconce_device_memory_bytes";
+        let mut limits =
+            encoder.encode_descriptor("sconce_device_memory_bytes_limit", help, None, MetricType::Gauge)?;
+        for device in devices {
+            if let Some(limit) = device.limit_bytes {
+                limits.encode_family(&of(device))?.encode_gauge(&i64_of(limit))?;
+            }
+        }
+        let mut single = |name: &str, help: &str, value: u64| {
+            encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&i64_of(value))
+        };
+        if let Some(bytes) = self.server.resident_bytes {
+            single("sconce_resident_memory_bytes", "Bytes of memory the process holds", bytes)?;
+        }
+        single(
+            "sconce_routing_generation",
+            "Changes of what answers, by the registry",
+            self.server.generation,
+        )?;
+        let help = "Loads of model versions by outcome";
+        let mut loads = encoder.encode_descriptor("sconce_loads", help, None, MetricType::Counter)?;
+        for (status, count) in [("ok", self.server.loads.0), ("failed", self.server.loads.1)] {
+            loads.encode_family(&[("status", status)])?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        }
+        Ok(())
     }
 
     fn encode_counters(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -279,6 +335,10 @@ impl Scrape {
 
 fn micros(time: std::time::Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn i64_of(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 fn to_i64(value: usize) -> i64 {

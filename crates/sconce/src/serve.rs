@@ -15,6 +15,9 @@ pub(crate) struct Args {
     /// Folder of models, NAME/VERSION/ each
     #[arg(long, value_name = "DIR")]
     models: Option<PathBuf>,
+    /// Data folder: the registry of models, made if it is not there
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
     /// Built-in models to serve beside [possible values: identity, add_sub]
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     builtin: Option<Vec<String>>,
@@ -125,6 +128,7 @@ impl Args {
             }
         };
         set("models", self.models.as_ref().map(|dir| Value::String(dir.display().to_string())));
+        set("data", self.data.as_ref().map(|dir| Value::String(dir.display().to_string())));
         set("builtin", self.builtin.clone().map(Value::from));
         set("grpc", address(&self.grpc));
         set("admin", address(&self.admin));

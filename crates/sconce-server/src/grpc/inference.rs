@@ -183,7 +183,9 @@ async fn infer(
     if door.draining.is_cancelled() {
         return Err(Error::new(ErrorCode::Unavailable, "the server is draining"));
     }
-    let served = door.models.route(&message.model_name, &message.model_version)?;
+    let found = door.models.serving(&message.model_name, &message.model_version);
+    let (served, generation) = dispatch::within(call_deadline, found).await.flatten()?;
+    served.used(arrived_at);
     let prediction_id = PredictionId::new();
     let count = |error: &Error| served.scheduler.count_failure(error, arrived_at.elapsed());
     let is_large = reservation.bytes() > INLINE_MESSAGE_BYTES;
@@ -210,6 +212,11 @@ async fn infer(
     let prediction_id = ParameterChoice::StringParam(prediction_id.to_string());
     let prediction_id = InferParameter { parameter_choice: Some(prediction_id) };
     response.parameters.insert("prediction_id".to_owned(), prediction_id);
+    if generation > 0 {
+        let generation = ParameterChoice::Int64Param(i64::try_from(generation).unwrap_or(i64::MAX));
+        let generation = InferParameter { parameter_choice: Some(generation) };
+        response.parameters.insert("routing_generation".to_owned(), generation);
+    }
     request.wanted.answer(served.signature(), output, &mut response)?;
     Ok((response, reservation))
 }

@@ -5,6 +5,7 @@ pub(crate) mod convert;
 mod frames;
 mod inference;
 mod info;
+mod registry;
 mod status;
 mod weight;
 
@@ -19,8 +20,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use info::Info;
 use sconce_core::{Error, ErrorCode};
-use sconce_proto::inference::FILE_DESCRIPTOR_SET;
+use sconce_proto::FILE_DESCRIPTOR_SET;
 use sconce_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
+use sconce_proto::sconce::registry_server::RegistryServer;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -91,7 +93,12 @@ impl Listener {
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         let info = Info { door: Arc::clone(&door), role: role.clone() };
-        let routes = Routes::new(GrpcInferenceServiceServer::new(info))
+        let mut routes = Routes::new(GrpcInferenceServiceServer::new(info));
+        if matches!(role, Role::Control) {
+            let control = registry::Control { door: Arc::clone(&door) };
+            routes = routes.add_service(RegistryServer::new(control));
+        }
+        let routes = routes
             .add_service(health)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?)

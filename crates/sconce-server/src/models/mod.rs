@@ -1,0 +1,558 @@
+//! What is served: an immutable table of models, swapped whole. Requests read it without a lock.
+
+mod lifecycle;
+mod loader;
+mod memory;
+mod stored;
+
+pub(crate) use loader::cores;
+pub(crate) use memory::Account;
+pub(crate) use stored::Verdict;
+
+use arc_swap::ArcSwap;
+use dashmap::DashMap;
+use lifecycle::Flights;
+use loader::{Loader, Source};
+use memory::Memory;
+use sconce_candle::ModelSettings;
+use sconce_core::{DeviceId, Error, ErrorCode, ModelName, ModelVersion, Result, Signature, abbreviate};
+use sconce_registry::Registry;
+use sconce_scheduler::Scheduler;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// A model version that takes requests. Whoever holds it keeps it loaded.
+pub(crate) struct Served {
+    pub(crate) name: ModelName,
+    pub(crate) version: ModelVersion,
+    /// The version as it stands on the wire.
+    pub(crate) version_text: String,
+    pub(crate) settings: ModelSettings,
+    pub(crate) instances: usize,
+    pub(crate) scheduler: Scheduler,
+    /// Cancelled when its memory was given back.
+    gone: CancellationToken,
+    loaded_at: Instant,
+    /// Milliseconds from then to the last request.
+    last_used_ms: AtomicU64,
+    /// Never evicted.
+    pinned: AtomicBool,
+    /// In memory because the registry says so, not because a request asked for it.
+    kept: AtomicBool,
+}
+
+impl Served {
+    fn new(
+        name: &ModelName,
+        version: ModelVersion,
+        settings: ModelSettings,
+        instances: usize,
+        scheduler: Scheduler,
+        gone: CancellationToken,
+    ) -> Self {
+        Self {
+            name: name.clone(),
+            version,
+            version_text: version.to_string(),
+            settings,
+            instances,
+            scheduler,
+            gone,
+            loaded_at: Instant::now(),
+            last_used_ms: AtomicU64::new(0),
+            pinned: AtomicBool::new(false),
+            kept: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn signature(&self) -> &Signature {
+        self.scheduler.model().signature()
+    }
+
+    /// Notes that a request came.
+    pub(crate) fn used(&self, now: Instant) {
+        self.last_used_ms.store(millis(now.saturating_duration_since(self.loaded_at)), Ordering::Relaxed);
+    }
+
+    fn last_used(&self) -> Instant {
+        self.loaded_at + Duration::from_millis(self.last_used_ms.load(Ordering::Relaxed))
+    }
+}
+
+/// A version's state.
+#[derive(Clone)]
+pub(crate) enum State {
+    Ready(Arc<Served>),
+    Loading,
+    Unloading,
+    /// Not in memory; the first request for it loads it.
+    OnDemand,
+    /// Not served, for this reason.
+    Unavailable(String),
+}
+
+impl State {
+    /// The state's name in `RepositoryIndex`, and its reason.
+    pub(crate) fn describe(&self) -> (&'static str, &str) {
+        match self {
+            Self::Ready(_) => ("READY", ""),
+            Self::Loading => ("LOADING", ""),
+            Self::Unloading => ("UNLOADING", ""),
+            Self::OnDemand => ("UNAVAILABLE", ON_DEMAND),
+            Self::Unavailable(reason) => ("UNAVAILABLE", reason),
+        }
+    }
+}
+
+/// Why a version that was unloaded on purpose is unavailable.
+pub(crate) const UNLOADED: &str = "unloaded";
+const ON_DEMAND: &str = "loaded when it is asked for";
+/// The alias that answers a request which names no version.
+pub(crate) const CHAMPION: &str = "champion";
+
+type Versions = BTreeMap<ModelVersion, State>;
+
+/// A model as requests see it.
+#[derive(Clone, Default)]
+struct Known {
+    versions: Versions,
+    aliases: BTreeMap<String, ModelVersion>,
+}
+
+#[derive(Clone, Default)]
+struct Table {
+    models: HashMap<ModelName, Arc<Known>>,
+    /// The registry's routing generation this table is at least as new as; 0 without a registry.
+    generation: u64,
+}
+
+/// Where a request goes.
+enum Route {
+    Ready(Arc<Served>),
+    /// To a version that is not in memory but may be loaded for it.
+    Absent(ModelName, ModelVersion),
+}
+
+/// Every model the server knows.
+pub(crate) struct Models {
+    root: Option<PathBuf>,
+    builtin: Vec<&'static str>,
+    registry: Option<Arc<Registry>>,
+    loader: Loader,
+    memory: Arc<Memory>,
+    table: ArcSwap<Table>,
+    /// Held while the table is replaced, and never across a wait.
+    replacing: Mutex<()>,
+    /// One change of a model at a time. As many as there were ever models.
+    changing: DashMap<ModelName, Arc<tokio::sync::Mutex<()>>>,
+    /// Loads under way and failures that are not tried again yet.
+    flights: Flights,
+    /// Versions that were taken out and still answer what they were given.
+    draining: DashMap<(ModelName, ModelVersion), CancellationToken>,
+    /// Loads that succeeded, and loads that failed.
+    loads: [AtomicU64; 2],
+    /// Counts changes of the registry.
+    changed: watch::Sender<u64>,
+    /// Loads, unloads and other changes: they run to their end even if whoever asked for them goes away.
+    pub(crate) tasks: TaskTracker,
+    /// Cancelled at the end.
+    stop: CancellationToken,
+}
+
+const BUILTIN: [&str; 2] = ["identity", "add_sub"];
+
+impl Models {
+    pub(crate) fn new(
+        root: Option<PathBuf>,
+        builtin: &[String],
+        default_device: DeviceId,
+        memory_limits: &BTreeMap<DeviceId, u64>,
+        registry: Option<Arc<Registry>>,
+    ) -> Self {
+        let memory = Memory::new(memory_limits);
+        Self {
+            root,
+            builtin: BUILTIN.into_iter().filter(|name| builtin.iter().any(|wanted| wanted == name)).collect(),
+            registry,
+            loader: Loader::new(default_device),
+            memory,
+            table: ArcSwap::default(),
+            replacing: Mutex::default(),
+            changing: DashMap::new(),
+            flights: Flights::default(),
+            draining: DashMap::new(),
+            loads: [const { AtomicU64::new(0) }; 2],
+            changed: watch::Sender::new(0),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    /// Where models run that do not say it themselves.
+    pub(crate) fn default_device(&self) -> DeviceId {
+        self.loader.default_device()
+    }
+
+    /// What models hold of each device's memory.
+    pub(crate) fn memory(&self) -> Vec<(DeviceId, Account)> {
+        self.memory.accounts()
+    }
+
+    /// Loads that succeeded, and loads that failed.
+    pub(crate) fn loads(&self) -> (u64, u64) {
+        let [ok, failed] = &self.loads;
+        (ok.load(Ordering::Relaxed), failed.load(Ordering::Relaxed))
+    }
+
+    /// The routing generation: with a registry it grows with each change of what answers. 0 without.
+    pub(crate) fn generation(&self) -> u64 {
+        self.table.load().generation
+    }
+
+    /// The version that answers a request for `version` of `name`: a number, an alias, or nothing, which means the alias
+    /// `champion`, or else the highest version that is ready.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown name or version, `Unavailable` for one that is not ready, `InvalidArgument` for a name or
+    /// version that cannot be one.
+    pub(crate) fn route(&self, name: &str, version: &str) -> Result<Arc<Served>> {
+        match self.find(name, version)? {
+            Route::Ready(served) => Ok(served),
+            Route::Absent(name, _) => Err(not_ready(name.as_str(), State::OnDemand.describe())),
+        }
+    }
+
+    fn find(&self, name: &str, version: &str) -> Result<Route> {
+        let table = self.table.load();
+        let Some((name, known)) = table.models.get_key_value(name) else {
+            ModelName::new(name)?;
+            return Err(Error::new(ErrorCode::NotFound, format!("unknown model `{name}`")));
+        };
+        let wanted = match known.target(name, version)? {
+            Some(wanted) => wanted,
+            None => {
+                // The highest that is ready, or else the highest that can be.
+                let states = known.versions.iter().rev();
+                let best = states.clone().find(|(_, state)| matches!(state, State::Ready(_)));
+                let best =
+                    best.or_else(|| states.clone().find(|(_, state)| matches!(state, State::OnDemand)));
+                match best.or_else(|| states.clone().next()) {
+                    Some((version, _)) => *version,
+                    None => return Err(not_ready(name.as_str(), ("UNAVAILABLE", "it has no version"))),
+                }
+            }
+        };
+        match known.versions.get(&wanted) {
+            Some(State::Ready(served)) => Ok(Route::Ready(Arc::clone(served))),
+            Some(State::OnDemand) => Ok(Route::Absent(name.clone(), wanted)),
+            Some(State::Loading) if self.flights.has(name, wanted) => Ok(Route::Absent(name.clone(), wanted)),
+            Some(state) => Err(not_ready(name.as_str(), state.describe())),
+            None => Err(Error::new(
+                ErrorCode::NotFound,
+                format!("model `{name}` has no version {wanted}: it has {}", join(known.versions.keys())),
+            )),
+        }
+    }
+
+    /// Every version of every model with its state, in order.
+    pub(crate) fn index(&self) -> Vec<(ModelName, ModelVersion, State)> {
+        let table = self.table.load();
+        let mut index: Vec<_> = table
+            .models
+            .iter()
+            .flat_map(|(name, known)| {
+                known.versions.iter().map(|(v, state)| (name.clone(), *v, state.clone()))
+            })
+            .collect();
+        index.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+        index
+    }
+
+    /// Every version that is ready, in order.
+    pub(crate) fn ready(&self) -> impl Iterator<Item = Arc<Served>> {
+        self.index().into_iter().filter_map(|(_, _, state)| match state {
+            State::Ready(served) => Some(served),
+            _ => None,
+        })
+    }
+
+    /// Versions of `name` that are ready, ascending.
+    pub(crate) fn ready_versions(&self, name: &str) -> Vec<ModelVersion> {
+        let table = self.table.load();
+        let versions = table.models.get(name).into_iter().flat_map(|known| &known.versions);
+        versions.filter(|(_, state)| matches!(state, State::Ready(_))).map(|(version, _)| *version).collect()
+    }
+
+    /// Loads what there is: what a folder holds, what is built in, and of the registry what should be in memory. What fails is
+    /// unavailable, with the reason; the rest is served.
+    ///
+    /// # Errors
+    /// The folder of models or the registry cannot be read, or both have a model of one name.
+    pub(crate) async fn load_all(self: &Arc<Self>) -> Result<()> {
+        let (sources, problems) = self.sources().await?;
+        for problem in problems {
+            tracing::warn!(problem, "the folder of models has an entry that is no model");
+        }
+        let stored = self.stored_models().await?;
+        if let Some((name, _, _)) = sources.iter().find(|(name, _, _)| stored.contains(name)) {
+            return Err(Error::new(
+                ErrorCode::AlreadyExists,
+                format!("model `{name}` is in the registry, and in the folder of models or built in as well"),
+            ));
+        }
+        for (name, version, _) in &sources {
+            self.set(name, *version, State::Loading);
+        }
+        for (name, version, source) in sources {
+            let state = self.load_source(&name, version, source).await;
+            let state = state.map_or_else(|error| State::Unavailable(error.to_string()), State::Ready);
+            self.set(&name, version, state);
+        }
+        self.reconcile_all(stored).await
+    }
+
+    /// Loads, or loads again, every version of `name`; of a model of the registry, those that should be in memory. A version
+    /// that is served stays until its successor is ready, and answers what it was given; when the successor fails it simply
+    /// stays.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such model; what the first failing version failed with.
+    pub(crate) async fn load(self: &Arc<Self>, name: &str) -> Result<()> {
+        let name = ModelName::new(name)?;
+        if self.is_stored(&name).await? {
+            return self.load_stored(&name).await;
+        }
+        let changing = self.changing(&name);
+        let _changing = changing.lock().await;
+        let (sources, _) = self.sources().await?;
+        let sources: Vec<_> = sources.into_iter().filter(|(found, _, _)| *found == name).collect();
+        if sources.is_empty() {
+            // What is no longer there cannot be loaded, and if it was never served it is not missed either.
+            for (version, _) in self.versions(&name).into_iter().filter(|(_, state)| !is_ready(state)) {
+                self.remove(&name, version);
+            }
+            return Err(Error::new(ErrorCode::NotFound, format!("there is no model `{name}` to load")));
+        }
+        let known = self.versions(&name).into_keys();
+        let vanished: Vec<ModelVersion> =
+            known.filter(|version| sources.iter().all(|(_, found, _)| found != version)).collect();
+        let mut outcome = Ok(());
+        for (_, version, source) in sources {
+            let was_ready = self.versions(&name).get(&version).is_some_and(is_ready);
+            if !was_ready {
+                self.set(&name, version, State::Loading);
+            }
+            match self.load_source(&name, version, source).await {
+                Ok(served) => self.set(&name, version, State::Ready(served)),
+                Err(error) => {
+                    if !was_ready {
+                        self.set(&name, version, State::Unavailable(error.to_string()));
+                    }
+                    outcome = outcome.and(Err(error));
+                }
+            }
+        }
+        for version in vanished {
+            self.remove(&name, version);
+        }
+        outcome
+    }
+
+    /// Unloads every version of `name` and waits until each has answered what it was given and gave its memory back.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown name.
+    pub(crate) async fn unload(self: &Arc<Self>, name: &str) -> Result<()> {
+        let name = ModelName::new(name)?;
+        if self.is_stored(&name).await? {
+            return self.unload_stored(&name).await;
+        }
+        let changing = self.changing(&name);
+        let _changing = changing.lock().await;
+        let versions = self.versions(&name);
+        if versions.is_empty() {
+            return Err(Error::new(ErrorCode::NotFound, format!("unknown model `{name}`")));
+        }
+        // One that could not be loaded is given up.
+        let unloaded = || State::Unavailable(UNLOADED.to_owned());
+        self.retire(&name, versions.into_keys().map(|version| (version, Some(unloaded()))).collect()).await;
+        Ok(())
+    }
+
+    /// Takes versions out of service, each to end in its state, or in none at all. Returns when all of them have answered what
+    /// they were given and gave their memory back.
+    async fn retire(&self, name: &ModelName, versions: Vec<(ModelVersion, Option<State>)>) {
+        let mut draining = Vec::new();
+        for (version, after) in versions {
+            match self.versions(name).remove(&version) {
+                Some(State::Ready(served)) => {
+                    self.set(name, version, State::Unloading);
+                    let freed_bytes = served.scheduler.model().memory_bytes();
+                    draining.push((version, after, served.gone.clone(), freed_bytes));
+                }
+                _ => self.end(name, version, after),
+            }
+        }
+        for (version, after, gone, freed_bytes) in draining {
+            gone.cancelled().await;
+            self.end(name, version, after);
+            tracing::info!(model = %name, %version, freed_bytes, "unloaded");
+        }
+    }
+
+    fn end(&self, name: &ModelName, version: ModelVersion, state: Option<State>) {
+        match state {
+            Some(state) => self.set(name, version, state),
+            None => self.remove(name, version),
+        }
+    }
+
+    /// Forgets every model and waits for the workers. Requests must have been answered by now: later ones find nothing.
+    pub(crate) async fn close(&self) {
+        let served: Vec<Arc<Served>> = self.ready().collect();
+        self.table.store(Arc::default());
+        let join =
+            tokio::task::spawn_blocking(move || served.iter().for_each(|served| served.scheduler.close()));
+        if let Err(error) = join.await {
+            tracing::error!(error = &error as &dyn std::error::Error, "the workers could not be joined");
+        }
+    }
+
+    /// Begins no more changes by itself.
+    pub(crate) fn stop(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+    }
+
+    /// Lets no request wait for company any more: there will be none.
+    pub(crate) fn hurry(&self) {
+        self.ready().for_each(|served| served.scheduler.hurry());
+    }
+
+    /// The lock of changes of `name`.
+    fn changing(&self, name: &ModelName) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(&self.changing.entry(name.clone()).or_default())
+    }
+
+    fn versions(&self, name: &ModelName) -> Versions {
+        self.table.load().models.get(name).map_or_else(Versions::new, |known| known.versions.clone())
+    }
+
+    fn set(&self, name: &ModelName, version: ModelVersion, state: State) {
+        self.replace(name, |known| known.versions.insert(version, state));
+    }
+
+    fn remove(&self, name: &ModelName, version: ModelVersion) {
+        self.replace(name, |known| known.versions.remove(&version));
+    }
+
+    /// Puts `state` in place of one that `is_still` there; gives it back where something else is.
+    fn set_if(
+        &self,
+        name: &ModelName,
+        version: ModelVersion,
+        is_still: impl FnOnce(&State) -> bool,
+        state: State,
+    ) -> Result<(), State> {
+        let mut refused = None;
+        self.replace(name, |known| match known.versions.get(&version) {
+            Some(present) if is_still(present) => known.versions.insert(version, state),
+            _ => {
+                refused = Some(state);
+                None
+            }
+        });
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// Publishes a change of one version. `change` gives the state it replaced.
+    fn replace(&self, name: &ModelName, change: impl FnOnce(&mut Known) -> Option<State>) {
+        let before = self.replace_model(name, 0, change);
+        if let Some(State::Ready(served)) = before {
+            served.scheduler.hurry();
+        }
+    }
+
+    /// Publishes a change of one model, as of a generation of the registry.
+    fn replace_model<T>(&self, name: &ModelName, generation: u64, change: impl FnOnce(&mut Known) -> T) -> T {
+        let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = Table::clone(&self.table.load());
+        table.generation = table.generation.max(generation);
+        let known = Arc::make_mut(table.models.entry(name.clone()).or_default());
+        let changed = change(known);
+        if known.versions.is_empty() {
+            table.models.remove(name);
+        }
+        self.table.store(Arc::new(table));
+        changed
+    }
+
+    /// What there is to load beside the registry, and what is in the folder of models but is no model.
+    async fn sources(&self) -> Result<(Vec<(ModelName, ModelVersion, Source)>, Vec<String>)> {
+        let mut sources = Vec::new();
+        for name in &self.builtin {
+            if let (Ok(model), Some(version)) = (ModelName::new(name), ModelVersion::new(1)) {
+                sources.push((model, version, Source::Builtin(name)));
+            }
+        }
+        let Some(root) = self.root.clone() else { return Ok((sources, Vec::new())) };
+        let listed = blocking(move || Ok(sconce_candle::discover(&root))).await?;
+        let discovery = listed
+            .map_err(|error| Error::internal("the folder of models cannot be read").with_source(error))?;
+        let mut problems = discovery.problems;
+        for found in discovery.found {
+            if self.builtin.contains(&found.name.as_str()) {
+                problems.push(format!("{}: a built-in model has this name", found.name));
+            } else {
+                sources.push((found.name, found.version, Source::Folder(found.dir)));
+            }
+        }
+        Ok((sources, problems))
+    }
+}
+
+impl Known {
+    /// The version that `text` names; `None` when it names none and there is no champion.
+    fn target(&self, name: &ModelName, text: &str) -> Result<Option<ModelVersion>> {
+        if text.is_empty() {
+            return Ok(self.aliases.get(CHAMPION).copied());
+        }
+        let wanted = ModelVersion::parse(text).or_else(|| self.aliases.get(text).copied());
+        wanted.map(Some).ok_or_else(|| {
+            let aliases: Vec<&str> = self.aliases.keys().map(String::as_str).collect();
+            let known = if aliases.is_empty() { "it has none".to_owned() } else { aliases.join(", ") };
+            Error::invalid(format!(
+                "model `{name}`: expected a version number or an alias ({known}), got {:?}",
+                abbreviate(text)
+            ))
+        })
+    }
+}
+
+fn is_ready(state: &State) -> bool {
+    matches!(state, State::Ready(_))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(Error::internal("the work panicked or was cancelled").with_source(error)))
+}
+
+fn not_ready(name: &str, (state, reason): (&str, &str)) -> Error {
+    let reason = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+    Error::new(ErrorCode::Unavailable, format!("model `{name}` is not ready ({state}){reason}"))
+}
+
+fn join<'a>(versions: impl Iterator<Item = &'a ModelVersion>) -> String {
+    versions.map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,606 @@
+//! Models of the registry: the table and what is in memory follow what the registry says.
+//!
+//! Every change goes the same way. It is made in the registry, and is durable then; it is *published*, that is, the table
+//! says what the registry says; and then memory is *settled*: what should be in memory is loaded, what need not be any more
+//! is released. An alias moves only to a version that is in memory already, so requests never wait for a change.
+
+use super::{CHAMPION, Models, Served, State, UNLOADED, blocking, is_ready};
+use futures_util::future::join_all;
+use sconce_core::{Error, ErrorCode, ModelName, ModelVersion, Result, json};
+use sconce_registry::{
+    By, Changed, Gates, ModelRecord, Registry, RegistryError, SmokeSample, VersionRecord, VersionState,
+    Wanted, gates,
+};
+use sconce_scheduler::{Priority, Submission};
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+pub(crate) use gates::Verdict;
+
+/// An alias that moved, and the gates it passed.
+pub(crate) struct Promotion {
+    pub(crate) changed: Changed,
+    pub(crate) verdicts: Vec<Verdict>,
+}
+
+/// How often failed loads are looked through for those to try again.
+const RETRY_TICK: Duration = Duration::from_secs(1);
+/// Records read at once.
+const PAGE: usize = 500;
+
+/// A model of the registry with its versions.
+struct Stored {
+    model: ModelRecord,
+    versions: Vec<VersionRecord>,
+}
+
+impl Stored {
+    fn read(registry: &Registry, name: &ModelName) -> Result<Option<Self>, RegistryError> {
+        let model = match registry.model(name) {
+            Ok(model) => model,
+            Err(RegistryError::NotFound(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut versions: Vec<VersionRecord> = Vec::new();
+        loop {
+            let after = versions.last().map(|record| record.version);
+            let page = registry.versions(name, after, PAGE)?;
+            let is_last = page.len() < PAGE;
+            versions.extend(page);
+            if is_last {
+                return Ok(Some(Self { model, versions }));
+            }
+        }
+    }
+
+    /// Versions that may be served.
+    fn servable(&self) -> impl DoubleEndedIterator<Item = &VersionRecord> + Clone {
+        self.versions.iter().filter(|record| record.state != VersionState::Archived)
+    }
+
+    /// Versions that should be in memory: those that are pinned, those an alias points at, and without a champion the
+    /// highest.
+    fn wanted(&self) -> Vec<ModelVersion> {
+        let candidates = self.servable().filter(|record| record.wanted != Wanted::Unloaded);
+        let highest = candidates.clone().next_back().map(|record| record.version);
+        let has_champion = self.model.aliases.contains_key(CHAMPION);
+        let is_wanted = |record: &&VersionRecord| {
+            record.wanted == Wanted::Loaded
+                || self.model.aliases.values().any(|alias| alias.version == record.version)
+                || (!has_champion && Some(record.version) == highest)
+        };
+        candidates.filter(is_wanted).map(|record| record.version).collect()
+    }
+}
+
+impl Models {
+    /// The registry.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` on a server without one.
+    pub(crate) fn registry(&self) -> Result<&Arc<Registry>> {
+        self.registry.as_ref().ok_or_else(|| {
+            let message = "this server has no registry: it was started without a data folder";
+            Error::new(ErrorCode::FailedPrecondition, message)
+        })
+    }
+
+    /// Reads the registry, off the async threads.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` on a server without one; what `read` failed with.
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Registry) -> Result<T, RegistryError> + Send + 'static,
+    ) -> Result<T> {
+        let registry = Arc::clone(self.registry()?);
+        blocking(move || Ok(read(&registry)?)).await
+    }
+
+    /// Changes the registry, and then what is served accordingly. Runs to its end even if nobody waits for it any more.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); the registry is as before then.
+    pub(crate) async fn change<T: Send + 'static>(
+        self: &Arc<Self>,
+        name: &ModelName,
+        change: impl FnOnce(&Registry) -> Result<T, RegistryError> + Send + 'static,
+    ) -> Result<T> {
+        let (models, name) = (Arc::clone(self), name.clone());
+        self.run(async move {
+            let changing = models.changing(&name);
+            let locked = changing.lock().await;
+            let done = models.read(change).await?;
+            models.publish(&name).await?;
+            drop(locked);
+            let settling = Arc::clone(&models);
+            models.tasks.spawn(async move { settling.settle(&name).await });
+            Ok(done)
+        })
+        .await
+    }
+
+    /// Told the number of each change of the registry.
+    pub(crate) fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// What a version of the registry is doing now.
+    pub(crate) fn live_state(&self, name: &ModelName, version: ModelVersion) -> Option<State> {
+        if self.draining.contains_key(&(name.clone(), version)) {
+            return Some(State::Unloading);
+        }
+        self.versions(name).remove(&version)
+    }
+
+    /// Points `alias` at the version that `text` means, once that is in memory and the model's gates are passed.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when a gate fails (unless `force`, which needs a reason) or the version cannot be served; `Aborted`
+    /// when the alias does not point at `expected`; `NotFound`; what loading failed with.
+    pub(crate) async fn promote(
+        self: &Arc<Self>,
+        name: &ModelName,
+        text: &str,
+        alias: &str,
+        expected: Option<Option<ModelVersion>>,
+        force: bool,
+        by: By,
+    ) -> Result<Promotion> {
+        let (models, name, text, alias) = (Arc::clone(self), name.clone(), text.to_owned(), alias.to_owned());
+        self.run(async move {
+            let (of, alias_of) = (name.clone(), alias.clone());
+            let read = move |registry: &Registry| {
+                let version = registry.resolve(&of, &text)?;
+                let model = registry.model(&of)?;
+                let candidate = registry.version(&of, version)?;
+                let present = model.aliases.get(&alias_of).map(|alias| registry.version(&of, alias.version));
+                Ok((model.gates, candidate, present.transpose()?))
+            };
+            let (gates, candidate, present) = models.read(read).await?;
+            let version = candidate.version;
+            refuse_unservable(&candidate)?;
+            if force && by.reason.trim().is_empty() {
+                return Err(Error::invalid("a forced promotion needs a reason"));
+            }
+            let was_ready = models.versions(&name).get(&version).is_some_and(is_ready);
+            let promoted =
+                models.promote_checked(&name, &alias, &gates, &candidate, present, expected, force, by);
+            let promoted = promoted.await;
+            if promoted.is_err() && !was_ready {
+                models.release_unwanted(&name, version).await;
+            }
+            promoted
+        })
+        .await
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one promotion, named at the one place that calls this"
+    )]
+    async fn promote_checked(
+        self: &Arc<Self>,
+        name: &ModelName,
+        alias: &str,
+        gates: &Gates,
+        candidate: &VersionRecord,
+        present: Option<VersionRecord>,
+        expected: Option<Option<ModelVersion>>,
+        force: bool,
+        by: By,
+    ) -> Result<Promotion> {
+        let mut verdicts = gates::check(gates, candidate, present.as_ref());
+        self.flights.forgive(name, candidate.version);
+        let served = self.load_now(name, candidate.version).await?;
+        for (index, sample) in gates.smoke.iter().enumerate() {
+            verdicts.push(smoke(&served, index, sample).await);
+        }
+        drop(served);
+        let failed: Vec<String> = verdicts
+            .iter()
+            .filter(|verdict| !verdict.passed)
+            .map(|verdict| format!("{}: {}", verdict.gate, verdict.detail))
+            .collect();
+        if !failed.is_empty() && !force {
+            let message = format!(
+                "model `{name}` version {} does not pass {} gate(s): {}",
+                candidate.version,
+                failed.len(),
+                failed.join("; ")
+            );
+            return Err(Error::new(ErrorCode::FailedPrecondition, message));
+        }
+        let (of, alias, version) = (name.clone(), alias.to_owned(), candidate.version);
+        // Without an expectation of the caller's: the gates compared with this one.
+        let expected = expected.unwrap_or_else(|| present.map(|record| record.version));
+        let forced = force && !failed.is_empty();
+        let change =
+            move |registry: &Registry| registry.set_alias(&of, &alias, version, Some(expected), forced, &by);
+        let changed = self.move_alias(name, version, change).await?;
+        Ok(Promotion { changed, verdicts })
+    }
+
+    /// Points `alias` at what it pointed at `steps` changes before, once that is in memory. No gate is asked.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when it was not changed so often or that version cannot be served; `NotFound`; what loading failed
+    /// with.
+    pub(crate) async fn rollback(
+        self: &Arc<Self>,
+        name: &ModelName,
+        alias: &str,
+        steps: usize,
+        by: By,
+    ) -> Result<Changed> {
+        let (models, name, alias) = (Arc::clone(self), name.clone(), alias.to_owned());
+        self.run(async move {
+            let (of, alias_of) = (name.clone(), alias.clone());
+            let target = models.read(move |registry| {
+                let model = registry.model(&of)?;
+                let found = model.aliases.get(&alias_of);
+                let at = found.and_then(|alias| alias.previous.len().checked_sub(steps));
+                // Where there is none the registry says so below.
+                Ok(found.zip(at).and_then(|(alias, at)| alias.previous.get(at).copied()))
+            });
+            let target = target.await?;
+            if let Some(version) = target {
+                models.flights.forgive(&name, version);
+                models.load_now(&name, version).await?;
+            }
+            let of = name.clone();
+            let change = move |registry: &Registry| {
+                let changed = registry.rollback(&of, &alias, steps, &by)?;
+                Ok(changed)
+            };
+            match target {
+                Some(version) => models.move_alias(&name, version, change).await,
+                None => models.change(&name, change).await,
+            }
+        })
+        .await
+    }
+
+    /// Makes `change`, which points an alias at `version`, at a moment when that version is in memory.
+    async fn move_alias(
+        self: &Arc<Self>,
+        name: &ModelName,
+        version: ModelVersion,
+        change: impl FnOnce(&Registry) -> Result<Changed, RegistryError> + Send + 'static,
+    ) -> Result<Changed> {
+        let changing = self.changing(name);
+        let locked = loop {
+            let locked = changing.lock().await;
+            if self.versions(name).get(&version).is_some_and(is_ready) {
+                break locked;
+            }
+            // It was released or evicted in between.
+            drop(locked);
+            self.load_now(name, version).await?;
+        };
+        let changed = self.read(change).await?;
+        self.publish(name).await?;
+        drop(locked);
+        let (models, name) = (Arc::clone(self), name.clone());
+        self.tasks.spawn(async move { models.settle(&name).await });
+        Ok(changed)
+    }
+
+    /// Says whether a version should be in memory, and waits until it is as said.
+    ///
+    /// # Errors
+    /// As [`change`](Self::change), and what loading failed with.
+    pub(crate) async fn set_wanted(
+        self: &Arc<Self>,
+        name: &ModelName,
+        version: ModelVersion,
+        wanted: Wanted,
+        by: By,
+    ) -> Result<()> {
+        let of = name.clone();
+        self.change(name, move |registry| registry.set_wanted(&of, version, wanted, &by)).await?;
+        match wanted {
+            Wanted::Loaded => {
+                self.flights.forgive(name, version);
+                self.load_now(name, version).await.map(drop)
+            }
+            Wanted::Auto => Ok(()),
+            Wanted::Unloaded => {
+                self.release(name, version, Some(State::Unavailable(UNLOADED.to_owned())));
+                self.released(name).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// Loads what should be in memory of a model, which an unload took out maybe.
+    pub(super) async fn load_stored(self: &Arc<Self>, name: &ModelName) -> Result<()> {
+        let of = name.clone();
+        let by = By::new("repository", "RepositoryModelLoad");
+        self.change(name, move |registry| {
+            let stored = Stored::read(registry, &of)?;
+            for record in stored.iter().flat_map(Stored::servable) {
+                if record.wanted == Wanted::Unloaded {
+                    registry.set_wanted(&of, record.version, Wanted::Auto, &by)?;
+                }
+            }
+            Ok(())
+        })
+        .await?;
+        let of = name.clone();
+        let stored = self.read(move |registry| Stored::read(registry, &of)).await?;
+        for version in stored.iter().flat_map(Stored::wanted) {
+            self.flights.forgive(name, version);
+            self.load_now(name, version).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes a model out of memory until it is loaded again.
+    pub(super) async fn unload_stored(self: &Arc<Self>, name: &ModelName) -> Result<()> {
+        let of = name.clone();
+        let by = By::new("repository", "RepositoryModelUnload");
+        self.change(name, move |registry| {
+            let stored = Stored::read(registry, &of)?;
+            for record in stored.iter().flat_map(Stored::servable) {
+                if record.wanted != Wanted::Unloaded {
+                    registry.set_wanted(&of, record.version, Wanted::Unloaded, &by)?;
+                }
+            }
+            Ok(())
+        })
+        .await?;
+        for (version, state) in self.versions(name) {
+            if is_ready(&state) {
+                self.release(name, version, Some(State::Unavailable(UNLOADED.to_owned())));
+            }
+        }
+        self.released(name).await;
+        Ok(())
+    }
+
+    /// Whether `name` is a model of the registry.
+    pub(super) async fn is_stored(&self, name: &ModelName) -> Result<bool> {
+        if self.registry.is_none() {
+            return Ok(false);
+        }
+        let name = name.clone();
+        self.read(move |registry| match registry.model(&name) {
+            Ok(_) => Ok(true),
+            Err(RegistryError::NotFound(_)) => Ok(false),
+            Err(error) => Err(error),
+        })
+        .await
+    }
+
+    /// Names of all models of the registry.
+    pub(super) async fn stored_models(&self) -> Result<BTreeSet<ModelName>> {
+        if self.registry.is_none() {
+            return Ok(BTreeSet::new());
+        }
+        self.read(|registry| {
+            let mut names = BTreeSet::new();
+            loop {
+                let page = registry.models(names.last(), PAGE)?;
+                let is_last = page.len() < PAGE;
+                names.extend(page.into_iter().map(|model| model.name));
+                if is_last {
+                    return Ok(names);
+                }
+            }
+        })
+        .await
+    }
+
+    /// Publishes and settles every model, and from then on tries again what failed.
+    pub(super) async fn reconcile_all(self: &Arc<Self>, names: BTreeSet<ModelName>) -> Result<()> {
+        if self.registry.is_none() {
+            return Ok(());
+        }
+        for name in &names {
+            self.publish(name).await?;
+        }
+        join_all(names.iter().map(|name| self.settle(name))).await;
+        let models = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let stop = models.stop.clone();
+            let retry = async {
+                let mut tick = tokio::time::interval(RETRY_TICK);
+                loop {
+                    tick.tick().await;
+                    for name in models.flights.overdue() {
+                        models.settle(&name).await;
+                    }
+                }
+            };
+            stop.run_until_cancelled(retry).await;
+        });
+        Ok(())
+    }
+
+    /// Makes the table say what the registry says of `name`. Callers hold the lock of its changes, or are the only ones.
+    async fn publish(self: &Arc<Self>, name: &ModelName) -> Result<()> {
+        let of = name.clone();
+        let read = move |registry: &Registry| Ok((registry.generation(), Stored::read(registry, &of)?));
+        let (generation, stored) = self.read(read).await?;
+        let wanted = stored.as_ref().map_or_else(Vec::new, Stored::wanted);
+        let servable: BTreeMap<ModelVersion, Wanted> =
+            stored.iter().flat_map(Stored::servable).map(|record| (record.version, record.wanted)).collect();
+        // What is not to be served any more is released, and leaves the table with that.
+        for version in self.versions(name).into_keys().filter(|version| !servable.contains_key(version)) {
+            self.release(name, version, None);
+        }
+        let aliases = stored.iter().flat_map(|stored| &stored.model.aliases);
+        let aliases = aliases.map(|(alias, to)| (alias.clone(), to.version)).collect();
+        self.replace_model(name, generation, |known| {
+            known.aliases = aliases;
+            for (version, is_wanted) in &servable {
+                let state = known.versions.entry(*version).or_insert(State::OnDemand);
+                match (&state, is_wanted) {
+                    (State::OnDemand, Wanted::Unloaded) => *state = State::Unavailable(UNLOADED.to_owned()),
+                    (State::Unavailable(reason), Wanted::Auto | Wanted::Loaded) if reason == UNLOADED => {
+                        *state = State::OnDemand;
+                    }
+                    (State::Ready(served), _) => {
+                        served.pinned.store(*is_wanted == Wanted::Loaded, Ordering::Relaxed);
+                        if wanted.contains(version) {
+                            served.kept.store(true, Ordering::Relaxed);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        });
+        self.changed.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    /// Loads what should be in memory of `name`, and once that is there releases what was only kept for having been it.
+    async fn settle(self: &Arc<Self>, name: &ModelName) {
+        let of = name.clone();
+        let Ok(Some(stored)) = self.read(move |registry| Stored::read(registry, &of)).await else { return };
+        let load = async |version: ModelVersion| (version, self.flight(name, version).await);
+        for (version, outcome) in join_all(stored.wanted().into_iter().map(load)).await {
+            match outcome {
+                // If it need not be in memory any more by now, it goes again below.
+                Ok(served) => served.kept.store(true, Ordering::Relaxed),
+                // The first request that needs it tries again.
+                Err(error) if error.code() == ErrorCode::ResourceExhausted => {
+                    tracing::warn!(model = %name, %version, "not loaded for now: {error}");
+                }
+                Err(error) => {
+                    let is_absent = |state: &State| matches!(state, State::OnDemand);
+                    let _ = self.set_if(name, version, is_absent, State::Unavailable(error.to_string()));
+                }
+            }
+        }
+        let changing = self.changing(name);
+        let _changing = changing.lock().await;
+        let of = name.clone();
+        let Ok(Some(stored)) = self.read(move |registry| Stored::read(registry, &of)).await else { return };
+        let wanted = stored.wanted();
+        if !self.all_ready(name, &wanted) {
+            // What was served before goes on.
+            return;
+        }
+        for record in stored.servable() {
+            let Some(State::Ready(served)) = self.versions(name).remove(&record.version) else { continue };
+            served.pinned.store(record.wanted == Wanted::Loaded, Ordering::Relaxed);
+            let is_wanted = wanted.contains(&record.version);
+            let was_kept = served.kept.swap(is_wanted, Ordering::Relaxed);
+            let after = match record.wanted {
+                Wanted::Unloaded => State::Unavailable(UNLOADED.to_owned()),
+                Wanted::Auto | Wanted::Loaded => State::OnDemand,
+            };
+            drop(served);
+            if (was_kept && !is_wanted) || record.wanted == Wanted::Unloaded {
+                self.release(name, record.version, Some(after));
+            }
+        }
+    }
+
+    /// Releases a version that was loaded for a promotion that came to nothing.
+    async fn release_unwanted(self: &Arc<Self>, name: &ModelName, version: ModelVersion) {
+        let changing = self.changing(name);
+        let _changing = changing.lock().await;
+        let of = name.clone();
+        let stored = self.read(move |registry| Stored::read(registry, &of)).await;
+        let is_wanted =
+            stored.is_ok_and(|stored| stored.is_some_and(|stored| stored.wanted().contains(&version)));
+        if !is_wanted && self.versions(name).get(&version).is_some_and(is_ready) {
+            self.release(name, version, Some(State::OnDemand));
+        }
+    }
+
+    async fn load_now(self: &Arc<Self>, name: &ModelName, version: ModelVersion) -> Result<Arc<Served>> {
+        self.flight(name, version).await.map_err(|error| error.repeat())
+    }
+
+    /// Runs `work` to its end even if nobody waits for it any more.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let task = self.tasks.spawn(work);
+        task.await.unwrap_or_else(|error| Err(Error::internal("the change was cut off").with_source(error)))
+    }
+}
+
+fn refuse_unservable(record: &VersionRecord) -> Result<()> {
+    let (name, version) = (&record.model, record.version);
+    let why = match (&record.state, record.wanted) {
+        (VersionState::Archived, _) => "archived",
+        (_, Wanted::Unloaded) => "unloaded on purpose",
+        _ => return Ok(()),
+    };
+    Err(Error::new(ErrorCode::FailedPrecondition, format!("model `{name}` version {version} is {why}")))
+}
+
+/// What a smoke sample's text says.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SmokeText {
+    inputs: serde_json::Map<String, serde_json::Value>,
+    /// The range of every number of an output.
+    #[serde(default)]
+    outputs: BTreeMap<String, Range>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Range {
+    min: f64,
+    max: f64,
+}
+
+/// Whether `served` answers a sample as it should.
+async fn smoke(served: &Served, index: usize, sample: &SmokeSample) -> Verdict {
+    let outcome = answer(served, sample).await;
+    let (passed, detail) = match outcome {
+        Ok(took) => (true, format!("answered in {took:.1?}")),
+        Err(error) => (false, error.to_string()),
+    };
+    Verdict { gate: format!("smoke[{index}]"), passed, detail }
+}
+
+async fn answer(served: &Served, sample: &SmokeSample) -> Result<Duration> {
+    let text: SmokeText = serde_json::from_str(&sample.request)
+        .map_err(|error| Error::invalid(format!("not as it should be: {error}")))?;
+    let tensors = json::to_request(served.signature(), &text.inputs)?;
+    let inputs = served.signature().check(tensors)?;
+    let model = Arc::clone(served.scheduler.model());
+    let started = Instant::now();
+    let limit = Duration::from_millis(sample.max_latency_ms);
+    let input = blocking(move || model.prepare(inputs)).await?;
+    let reply = served.scheduler.submit(Submission {
+        input,
+        priority: Priority::default(),
+        deadline: Some(started + limit),
+        arrived_at: started,
+        prepare_time: started.elapsed(),
+        reservation: sconce_core::ByteBudget::new(0).empty(),
+    })?;
+    let late = || Error::new(ErrorCode::DeadlineExceeded, format!("no answer within {limit:.1?}"));
+    let reply = tokio::time::timeout(limit, reply).await.map_err(|_| late())?;
+    let output = reply.map_err(|_| Error::internal("the request was lost"))?.result?;
+    let took = started.elapsed();
+    if took > limit {
+        return Err(late());
+    }
+    for (name, range) in &text.outputs {
+        let at = served.signature().outputs.iter().position(|spec| spec.name == *name);
+        let tensor = at.and_then(|at| output.tensors.get(at));
+        let tensor = tensor.ok_or_else(|| Error::invalid(format!("the model has no output `{name}`")))?;
+        for value in json::from_tensor(tensor) {
+            let within = value.as_f64().is_some_and(|value| (range.min..=range.max).contains(&value));
+            if !within {
+                let (min, max) = (range.min, range.max);
+                return Err(Error::invalid(format!("output `{name}`: expected {min} to {max}, got {value}")));
+            }
+        }
+    }
+    Ok(took)
+}
