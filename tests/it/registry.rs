@@ -222,6 +222,27 @@ async fn swaps_to_a_version_that_must_be_loaded_fail_nothing_either() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn without_a_champion_the_highest_answers_once_it_is_in_memory_and_the_one_before_is_released() {
+    let (_data, server, client, mut registry) = start().await;
+    push(&mut registry, "scale", 1.0).await;
+    // Nothing points at it, so nothing is loaded before somebody asks.
+    assert_eq!(loads(&server, "ok").await, 0);
+    assert_eq!(factor(&client, "scale", "").await.unwrap().0, 1.0);
+    let ask = |client: Client, _| async move { factor(&client, "scale", "").await.map(drop) };
+    let traffic = Traffic::start(join_all((0..4).map(|_| server.client())).await, ask);
+    traffic.flow(8).await;
+    push(&mut registry, "scale", 2.0).await;
+    until("version 2", async || factor(&client, "scale", "").await.unwrap().0 == 2.0).await;
+    until("the release of version 1", async || {
+        version(&mut registry, "scale", "1").await.unwrap().state() == pb::VersionState::Registered
+    })
+    .await;
+    let failures = traffic.stop().await;
+    assert!(failures.is_empty(), "{failures:?}");
+    assert_eq!(loads(&server, "ok").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_callers_wait_for_one_load() {
     let (_data, server, client, mut registry) = start().await;
     for factor in [1.0, 2.0] {

@@ -39,6 +39,11 @@ impl Flights {
         self.under_way.contains_key(&(name.clone(), version))
     }
 
+    /// Whether a load failed that is not tried again yet.
+    fn is_paused(&self, name: &ModelName, version: ModelVersion) -> bool {
+        self.refusal(&(name.clone(), version)).is_some()
+    }
+
     /// Forgets that a load failed: it may be tried again at once.
     pub(super) fn forgive(&self, name: &ModelName, version: ModelVersion) {
         self.failures.remove(&(name.clone(), version));
@@ -86,6 +91,17 @@ impl Models {
         let generation = self.generation();
         let served = match self.find(name, version)? {
             Route::Ready(served) => served,
+            Route::Meanwhile(served, name, higher) => {
+                if !self.flights.has(&name, higher) && !self.flights.is_paused(&name, higher) {
+                    let models = Arc::clone(self);
+                    self.tasks.spawn(async move {
+                        if models.flight(&name, higher).await.is_ok() {
+                            models.settle(&name).await;
+                        }
+                    });
+                }
+                served
+            }
             Route::Absent(name, version) => self.flight(&name, version).await.map_err(|error| {
                 let code = match error.code() {
                     ErrorCode::ResourceExhausted => ErrorCode::ResourceExhausted,
@@ -94,6 +110,10 @@ impl Models {
                 Error::new(code, format!("model `{name}` version {version} could not be loaded: {error}"))
             })?,
         };
+        if version.is_empty() {
+            // Once another answers in its place, it need not stay in memory.
+            served.kept.store(true, Ordering::Relaxed);
+        }
         Ok((served, generation))
     }
 

@@ -137,6 +137,8 @@ enum Route {
     Ready(Arc<Served>),
     /// To a version that is not in memory but may be loaded for it.
     Absent(ModelName, ModelVersion),
+    /// To one that answers until a higher one is in memory.
+    Meanwhile(Arc<Served>, ModelName, ModelVersion),
 }
 
 /// Every model the server knows.
@@ -223,7 +225,7 @@ impl Models {
     /// version that cannot be one.
     pub(crate) fn route(&self, name: &str, version: &str) -> Result<Arc<Served>> {
         match self.find(name, version)? {
-            Route::Ready(served) => Ok(served),
+            Route::Ready(served) | Route::Meanwhile(served, ..) => Ok(served),
             Route::Absent(name, _) => Err(not_ready(name.as_str(), State::OnDemand.describe())),
         }
     }
@@ -234,29 +236,42 @@ impl Models {
             ModelName::new(name)?;
             return Err(Error::new(ErrorCode::NotFound, format!("unknown model `{name}`")));
         };
-        let wanted = match known.target(name, version)? {
-            Some(wanted) => wanted,
-            None => {
-                // The highest that is ready, or else the highest that can be.
-                let states = known.versions.iter().rev();
-                let best = states.clone().find(|(_, state)| matches!(state, State::Ready(_)));
-                let best =
-                    best.or_else(|| states.clone().find(|(_, state)| matches!(state, State::OnDemand)));
-                match best.or_else(|| states.clone().next()) {
-                    Some((version, _)) => *version,
-                    None => return Err(not_ready(name.as_str(), ("UNAVAILABLE", "it has no version"))),
-                }
-            }
-        };
+        let Some(wanted) = known.target(name, version)? else { return self.find_highest(name, known) };
         match known.versions.get(&wanted) {
             Some(State::Ready(served)) => Ok(Route::Ready(Arc::clone(served))),
-            Some(State::OnDemand) => Ok(Route::Absent(name.clone(), wanted)),
-            Some(State::Loading) if self.flights.has(name, wanted) => Ok(Route::Absent(name.clone(), wanted)),
+            Some(state) if self.can_be_loaded(name, wanted, state) => Ok(Route::Absent(name.clone(), wanted)),
             Some(state) => Err(not_ready(name.as_str(), state.describe())),
             None => Err(Error::new(
                 ErrorCode::NotFound,
                 format!("model `{name}` has no version {wanted}: it has {}", join(known.versions.keys())),
             )),
+        }
+    }
+
+    /// The highest version that can answer. While it is not in memory, the highest that is answers instead.
+    fn find_highest(&self, name: &ModelName, known: &Known) -> Result<Route> {
+        let mut absent = None;
+        for (version, state) in known.versions.iter().rev() {
+            match (state, absent) {
+                (State::Ready(served), None) => return Ok(Route::Ready(Arc::clone(served))),
+                (State::Ready(served), Some(absent)) => {
+                    return Ok(Route::Meanwhile(Arc::clone(served), name.clone(), absent));
+                }
+                (state, None) if self.can_be_loaded(name, *version, state) => absent = Some(*version),
+                _ => {}
+            }
+        }
+        let state =
+            known.versions.values().next_back().map_or(("UNAVAILABLE", "it has no version"), State::describe);
+        let absent = absent.map(|version| Route::Absent(name.clone(), version));
+        absent.ok_or_else(|| not_ready(name.as_str(), state))
+    }
+
+    fn can_be_loaded(&self, name: &ModelName, version: ModelVersion, state: &State) -> bool {
+        match state {
+            State::OnDemand => true,
+            State::Loading => self.flights.has(name, version),
+            _ => false,
         }
     }
 

@@ -61,12 +61,13 @@ impl Stored {
         self.versions.iter().filter(|record| record.state != VersionState::Archived)
     }
 
-    /// Versions that should be in memory: those that are pinned, those an alias points at, and without a champion the
-    /// highest.
-    fn wanted(&self) -> Vec<ModelVersion> {
+    /// Versions that should be in memory: those that are pinned, those an alias points at, and without a champion the highest
+    /// that `is_ready`.
+    fn wanted(&self, is_ready: impl Fn(ModelVersion) -> bool) -> Vec<ModelVersion> {
         let candidates = self.servable().filter(|record| record.wanted != Wanted::Unloaded);
-        let highest = candidates.clone().next_back().map(|record| record.version);
         let has_champion = self.model.aliases.contains_key(CHAMPION);
+        let highest =
+            candidates.clone().rev().map(|record| record.version).find(|version| is_ready(*version));
         let is_wanted = |record: &&VersionRecord| {
             record.wanted == Wanted::Loaded
                 || self.model.aliases.values().any(|alias| alias.version == record.version)
@@ -331,8 +332,14 @@ impl Models {
         })
         .await?;
         let of = name.clone();
-        let stored = self.read(move |registry| Stored::read(registry, &of)).await?;
-        for version in stored.iter().flat_map(Stored::wanted) {
+        let Some(stored) = self.read(move |registry| Stored::read(registry, &of)).await? else {
+            return Ok(());
+        };
+        let mut wanted = stored.wanted(|_| false);
+        if wanted.is_empty() {
+            wanted.extend(stored.servable().next_back().map(|record| record.version));
+        }
+        for version in wanted {
             self.flights.forgive(name, version);
             self.load_now(name, version).await?;
         }
@@ -426,7 +433,9 @@ impl Models {
         let of = name.clone();
         let read = move |registry: &Registry| Ok((registry.generation(), Stored::read(registry, &of)?));
         let (generation, stored) = self.read(read).await?;
-        let wanted = stored.as_ref().map_or_else(Vec::new, Stored::wanted);
+        let present = self.versions(name);
+        let is_present = |version| present.get(&version).is_some_and(is_ready);
+        let wanted = stored.as_ref().map_or_else(Vec::new, |stored| stored.wanted(is_present));
         let servable: BTreeMap<ModelVersion, Wanted> =
             stored.iter().flat_map(Stored::servable).map(|record| (record.version, record.wanted)).collect();
         // What is not to be served any more is released, and leaves the table with that.
@@ -459,11 +468,11 @@ impl Models {
     }
 
     /// Loads what should be in memory of `name`, and once that is there releases what was only kept for having been it.
-    async fn settle(self: &Arc<Self>, name: &ModelName) {
+    pub(super) async fn settle(self: &Arc<Self>, name: &ModelName) {
         let of = name.clone();
         let Ok(Some(stored)) = self.read(move |registry| Stored::read(registry, &of)).await else { return };
         let load = async |version: ModelVersion| (version, self.flight(name, version).await);
-        for (version, outcome) in join_all(stored.wanted().into_iter().map(load)).await {
+        for (version, outcome) in join_all(stored.wanted(|_| false).into_iter().map(load)).await {
             match outcome {
                 // If it need not be in memory any more by now, it goes again below.
                 Ok(served) => served.kept.store(true, Ordering::Relaxed),
@@ -481,7 +490,8 @@ impl Models {
         let _changing = changing.lock().await;
         let of = name.clone();
         let Ok(Some(stored)) = self.read(move |registry| Stored::read(registry, &of)).await else { return };
-        let wanted = stored.wanted();
+        let present = self.versions(name);
+        let wanted = stored.wanted(|version| present.get(&version).is_some_and(is_ready));
         if !self.all_ready(name, &wanted) {
             // What was served before goes on.
             return;
@@ -508,8 +518,8 @@ impl Models {
         let _changing = changing.lock().await;
         let of = name.clone();
         let stored = self.read(move |registry| Stored::read(registry, &of)).await;
-        let is_wanted =
-            stored.is_ok_and(|stored| stored.is_some_and(|stored| stored.wanted().contains(&version)));
+        let is_wanted = |stored: Stored| stored.wanted(|_| false).contains(&version);
+        let is_wanted = stored.is_ok_and(|stored| stored.is_some_and(is_wanted));
         if !is_wanted && self.versions(name).get(&version).is_some_and(is_ready) {
             self.release(name, version, Some(State::OnDemand));
         }
