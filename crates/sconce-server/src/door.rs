@@ -2,7 +2,7 @@
 
 use crate::config::Limits;
 use crate::dispatch::PreparePool;
-use crate::models::{Account, Models, State, UNLOADED};
+use crate::models::{Account, Models, Said, State, UNLOADED};
 use sconce_core::{ByteBudget, DeviceId, Error, Result};
 use sconce_telemetry::metrics::{DeviceMemory, ModelSample, ServerSample};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub(crate) struct Door {
 
 /// A change of what is served.
 pub(crate) enum Change {
-    Load(String),
+    Load(String, Option<Said>),
     Unload(String),
 }
 
@@ -78,7 +78,7 @@ impl Door {
         let door = Arc::clone(self);
         let task = self.models.tasks.spawn(async move {
             let outcome = match change {
-                Change::Load(name) => door.models.load(&name).await,
+                Change::Load(name, said) => door.models.load(&name, said).await,
                 Change::Unload(name) => door.models.unload(&name).await,
             };
             door.report_health().await;

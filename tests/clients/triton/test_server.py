@@ -146,6 +146,46 @@ def test_loading_an_unknown_model_is_not_found(admin, stub):
     assert_still_serves(stub)
 
 
+def test_load_with_files_and_a_configuration_in_the_call(client, admin, stub):
+    def infer(rows):
+        return client.infer("sent", [tensor("INPUT0", numpy.ones((rows, 2), numpy.float32))], client_timeout=PATIENCE)
+
+    files = {"file:3/model.toml": b"family = 'identity'\n"}
+    config = '{"max_batch_size": 2, "instance_group": [{"count": 1}]}'
+    admin.load_model("sent", config=config, files=files, client_timeout=PATIENCE)
+    answer = infer(2)
+    assert answer.get_response().model_version == "3" and answer.as_numpy("OUTPUT0").tolist() == [[1, 1], [1, 1]]
+    assert client.get_model_config("sent", client_timeout=PATIENCE).config.max_batch_size == 2
+    with refused(StatusCode.INVALID_ARGUMENT):
+        infer(3)
+    # What cannot be loaded leaves what is served.
+    for bad, config, code in [
+        ({"file:../3/model.toml": b""}, None, StatusCode.INVALID_ARGUMENT),
+        ({"file:model.toml": b""}, None, StatusCode.INVALID_ARGUMENT),
+        (None, "not JSON", StatusCode.INVALID_ARGUMENT),
+        (None, '{"optimization": {}}', StatusCode.INVALID_ARGUMENT),
+        ({"file:3/model.toml": b"family = 'none'"}, "{}", StatusCode.FAILED_PRECONDITION),
+    ]:
+        with refused(code):
+            admin.load_model("sent", config=config, files=bad, client_timeout=PATIENCE)
+        infer(2)
+    # It was never in the folder: unloaded and loaded again it is not there.
+    admin.unload_model("sent", client_timeout=PATIENCE)
+    with refused(StatusCode.NOT_FOUND):
+        admin.load_model("sent", client_timeout=PATIENCE)
+    assert_still_serves(stub)
+
+
+def test_a_configuration_in_the_call_holds_until_the_next_load(client, admin):
+    before = client.get_model_config("identity_int8", client_timeout=PATIENCE).config.max_batch_size
+    try:
+        admin.load_model("identity_int8", config='{"maxBatchSize": 3}', client_timeout=PATIENCE)
+        assert client.get_model_config("identity_int8", client_timeout=PATIENCE).config.max_batch_size == 3
+    finally:
+        admin.load_model("identity_int8", client_timeout=PATIENCE)
+    assert client.get_model_config("identity_int8", client_timeout=PATIENCE).config.max_batch_size == before
+
+
 def test_control_listener_serves_inference_too(admin):
     assert admin.is_server_ready(client_timeout=PATIENCE)
     assert admin.infer("add_sub", add_sub_inputs(), client_timeout=PATIENCE).as_numpy("OUTPUT0")[0, 0] == 101

@@ -3,7 +3,7 @@
 use crate::door::{Change, Door};
 use crate::grpc::Role;
 use crate::grpc::status;
-use crate::models::{Served, State};
+use crate::models::{Said, Served, State};
 use sconce_core::{
     DataType, DeviceId, FailReason, ModelStats, Signature, TensorSpec, Total, abbreviate, display_shape,
 };
@@ -159,14 +159,9 @@ impl GrpcInferenceService for Info {
     ) -> Answer<pb::RepositoryModelLoadResponse> {
         self.control_only("RepositoryModelLoad")?;
         let pb::RepositoryModelLoadRequest { repository_name, model_name, parameters } = request.into_inner();
-        if let Some(parameter) = parameters.keys().next() {
-            let parameter = abbreviate(parameter);
-            return Err(Status::unimplemented(format!(
-                "load parameter {parameter:?}: the folder alone says what a model is"
-            )));
-        }
+        let said = said(parameters)?;
         let model_name = target(repository_name, model_name)?;
-        self.door.change(Change::Load(model_name.clone())).await.map_err(|error| status::of(&error))?;
+        self.door.change(Change::Load(model_name.clone(), said)).await.map_err(|error| status::of(&error))?;
         answer(pb::RepositoryModelLoadResponse { model_name, is_loaded: true })
     }
 
@@ -276,6 +271,32 @@ fn target(repository_name: String, model_name: String) -> Result<String, Status>
             Err(Status::not_found(format!("unknown repository {name:?}: there is one, without a name")))
         }
     }
+}
+
+/// What a load call says in place of the folder: `config`, and files as `file:VERSION/NAME`.
+fn said(parameters: BTreeMap<String, pb::ModelRepositoryParameter>) -> Result<Option<Said>, Status> {
+    use pb::model_repository_parameter::ParameterChoice;
+    if parameters.is_empty() {
+        return Ok(None);
+    }
+    let mut said = Said::default();
+    for (name, value) in parameters {
+        match (name.strip_prefix("file:"), value.parameter_choice) {
+            (Some(path), Some(ParameterChoice::BytesParam(content))) => {
+                said.files.push((path.to_owned(), content))
+            }
+            (None, Some(ParameterChoice::StringParam(config))) if name == "config" => {
+                said.config = Some(config)
+            }
+            _ => {
+                return Err(Status::invalid_argument(format!(
+                    "load parameter {:?}: expected `config` with a string, or `file:VERSION/NAME` with bytes",
+                    abbreviate(&name)
+                )));
+            }
+        }
+    }
+    Ok(Some(said))
 }
 
 fn no_region(name: &str) -> Result<(), Status> {

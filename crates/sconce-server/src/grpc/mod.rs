@@ -93,7 +93,12 @@ impl Listener {
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         let info = Info { door: Arc::clone(&door), role: role.clone() };
-        let mut routes = Routes::new(GrpcInferenceServiceServer::new(info));
+        let mut service = GrpcInferenceServiceServer::new(info);
+        if matches!(role, Role::Control) {
+            // A load may carry files.
+            service = service.max_decoding_message_size(door.limits.max_message_bytes);
+        }
+        let mut routes = Routes::new(service);
         if matches!(role, Role::Control) {
             let control = registry::Control { door: Arc::clone(&door) };
             routes = routes.add_service(RegistryServer::new(control));

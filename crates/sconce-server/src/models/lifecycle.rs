@@ -179,11 +179,14 @@ impl Models {
     async fn load_version(self: &Arc<Self>, name: &ModelName, version: ModelVersion) -> Result<Arc<Served>> {
         let source = match &self.registry {
             Some(registry) if self.is_stored(name).await? => registered(registry, name, version).await?,
-            _ => match (&self.root, self.builtin.iter().find(|builtin| **builtin == name.as_str())) {
-                (_, Some(builtin)) => Source::Builtin(builtin),
-                (Some(root), None) => Source::Folder(root.join(name.as_str()).join(version.to_string())),
-                (None, None) => {
-                    return Err(Error::new(ErrorCode::NotFound, format!("there is no model `{name}`")));
+            _ => match self.builtin.iter().find(|builtin| **builtin == name.as_str()) {
+                Some(builtin) => Source::Builtin(builtin),
+                None => {
+                    let said = self.said(name);
+                    let root = said.as_ref().and_then(|said| said.root()).or(self.root.as_deref());
+                    let missing = || Error::new(ErrorCode::NotFound, format!("there is no model `{name}`"));
+                    let root = root.ok_or_else(missing)?;
+                    Source::Folder(root.join(name.as_str()).join(version.to_string()), said.clone())
                 }
             },
         };

@@ -1,6 +1,7 @@
 //! From a source to a version that takes requests: on threads of its own, which yield to those that serve.
 
 use super::memory::{Lease, Leased};
+use super::overrides::Override;
 use super::{Served, blocking};
 use sconce_candle::{ModelSettings, Package};
 use sconce_core::{Batch, DeviceId, Error, ErrorCode, LoadedModel, ModelName, ModelVersion, Result, Tensor};
@@ -16,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone)]
 pub(crate) enum Source {
     Builtin(&'static str),
-    Folder(PathBuf),
+    /// A package, and what a load call said in its place.
+    Folder(PathBuf, Option<Arc<Override>>),
     /// Its files in the registry, and what it took when it was last loaded.
     Registered {
         registry: Arc<Registry>,
@@ -140,8 +142,11 @@ fn open(source: Source, default_device: DeviceId) -> Result<Opened> {
             let device = settings.device;
             Ok(Opened { kind: Kind::Builtin(settings, model), device, bytes: 0, _checkout: None })
         }
-        Source::Folder(dir) => {
-            let package = package(&dir)?;
+        Source::Folder(dir, said) => {
+            let mut package = package(&dir)?;
+            if let Some(said) = said {
+                said.apply(&mut package);
+            }
             let (device, bytes) = (package.settings.device, package.weights_bytes);
             Ok(Opened { kind: Kind::Package(package), device, bytes, _checkout: None })
         }

@@ -3,10 +3,12 @@
 mod lifecycle;
 mod loader;
 mod memory;
+mod overrides;
 mod stored;
 
 pub(crate) use loader::cores;
 pub(crate) use memory::Account;
+pub(crate) use overrides::Said;
 pub(crate) use stored::Verdict;
 
 use arc_swap::ArcSwap;
@@ -14,12 +16,13 @@ use dashmap::DashMap;
 use lifecycle::Flights;
 use loader::{Loader, Source};
 use memory::Memory;
+use overrides::Override;
 use sconce_candle::ModelSettings;
 use sconce_core::{DeviceId, Error, ErrorCode, ModelName, ModelVersion, Result, Signature, abbreviate};
 use sconce_registry::Registry;
 use sconce_scheduler::Scheduler;
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -149,6 +152,8 @@ pub(crate) struct Models {
     loader: Loader,
     memory: Arc<Memory>,
     table: ArcSwap<Table>,
+    /// What load calls said in place of the folder's. At most one a model that was loaded so.
+    said: Mutex<HashMap<ModelName, Arc<Override>>>,
     /// Held while the table is replaced, and never across a wait.
     replacing: Mutex<()>,
     /// One change of a model at a time. As many as there were ever models.
@@ -185,6 +190,7 @@ impl Models {
             loader: Loader::new(default_device),
             memory,
             table: ArcSwap::default(),
+            said: Mutex::default(),
             replacing: Mutex::default(),
             changing: DashMap::new(),
             flights: Flights::default(),
@@ -332,21 +338,30 @@ impl Models {
         self.reconcile_all(stored).await
     }
 
-    /// Loads, or loads again, every version of `name`; of a model of the registry, those that should be in memory. A version
+    /// Loads, or loads again, every version of `name`, as the folder says or as was `said` in its place; of a model of the registry, those that should be in memory. A version
     /// that is served stays until its successor is ready, and answers what it was given; when the successor fails it simply
     /// stays.
     ///
     /// # Errors
     /// `NotFound` when there is no such model; what the first failing version failed with.
-    pub(crate) async fn load(self: &Arc<Self>, name: &str) -> Result<()> {
+    pub(crate) async fn load(self: &Arc<Self>, name: &str, said: Option<Said>) -> Result<()> {
         let name = ModelName::new(name)?;
         if self.is_stored(&name).await? {
+            if said.is_some() {
+                let message = format!(
+                    "model `{name}` is in the registry: register a version instead of overriding one"
+                );
+                return Err(Error::new(ErrorCode::FailedPrecondition, message));
+            }
             return self.load_stored(&name).await;
         }
+        let said = match said {
+            Some(said) => Some(Override::read(&name, said).await?),
+            None => None,
+        };
         let changing = self.changing(&name);
         let _changing = changing.lock().await;
-        let (sources, _) = self.sources().await?;
-        let sources: Vec<_> = sources.into_iter().filter(|(found, _, _)| *found == name).collect();
+        let sources = self.sources_of(&name, said.clone()).await?;
         if sources.is_empty() {
             // What is no longer there cannot be loaded, and if it was never served it is not missed either.
             for (version, _) in self.versions(&name).into_iter().filter(|(_, state)| !is_ready(state)) {
@@ -376,7 +391,43 @@ impl Models {
         for version in vanished {
             self.remove(&name, version);
         }
+        if outcome.is_ok() {
+            let mut all = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+            match said {
+                Some(said) => all.insert(name, said),
+                None => all.remove(&name),
+            };
+        }
         outcome
+    }
+
+    /// What the last load of `name` said in place of the folder.
+    fn said(&self, name: &ModelName) -> Option<Arc<Override>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// What there is to load of `name`, where `said` may have the files.
+    async fn sources_of(
+        &self,
+        name: &ModelName,
+        said: Option<Arc<Override>>,
+    ) -> Result<Vec<(ModelName, ModelVersion, Source)>> {
+        if let Some(root) = said.as_ref().and_then(|said| said.root()).map(Path::to_owned) {
+            let listed = blocking(move || Ok(sconce_candle::discover(&root))).await?;
+            let listed =
+                listed.map_err(|error| Error::internal("the files cannot be read").with_source(error))?;
+            let source = |found: sconce_candle::Found| {
+                (found.name, found.version, Source::Folder(found.dir, said.clone()))
+            };
+            return Ok(listed.found.into_iter().map(source).collect());
+        }
+        let (sources, _) = self.sources().await?;
+        let of_this = sources.into_iter().filter(|(found, _, _)| found == name);
+        let with_said = |source| match source {
+            Source::Folder(dir, _) => Source::Folder(dir, said.clone()),
+            other => other,
+        };
+        Ok(of_this.map(|(name, version, source)| (name, version, with_said(source))).collect())
     }
 
     /// Unloads every version of `name` and waits until each has answered what it was given and gave its memory back.
@@ -525,7 +576,7 @@ impl Models {
             if self.builtin.contains(&found.name.as_str()) {
                 problems.push(format!("{}: a built-in model has this name", found.name));
             } else {
-                sources.push((found.name, found.version, Source::Folder(found.dir)));
+                sources.push((found.name, found.version, Source::Folder(found.dir, None)));
             }
         }
         Ok((sources, problems))
