@@ -326,6 +326,105 @@ async fn models_beyond_the_memory_budget_take_turns_and_the_pinned_one_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_start_with_more_aliased_versions_than_there_is_memory_for_ends_and_serves_each() {
+    const COLUMNS: usize = 4096;
+    let data = tempfile::tempdir().unwrap();
+    let server = Running::stored(data.path(), |_| {}).await;
+    let mut registry = server.registry().await;
+    for alias in ["champion", "challenger", "third"] {
+        let pushed = push_wide(&mut registry, "wide", COLUMNS).await;
+        promote(&mut registry, "wide", &pushed.version.to_string(), alias).await;
+    }
+    let three = server.metric("sconce_device_memory_bytes{device=\"cpu\"}").await;
+    server.shutdown().await;
+    let start = Running::stored(data.path(), |config| {
+        config.model_memory_bytes = [("cpu".to_owned(), three / 2)].into();
+    });
+    let server = patiently("the start", start).await;
+    let client = server.client().await;
+    for alias in ["champion", "challenger", "third", "1", "2", "3", ""] {
+        let features = sconce_client::tensor::fp32(&[1, COLUMNS], &vec![1.0; COLUMNS]).unwrap();
+        let request = InferRequest::new("wide").version(alias).input("features", features);
+        patiently("an answer", client.infer(request))
+            .await
+            .unwrap_or_else(|error| panic!("{alias}: {error}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_champion_that_cannot_be_loaded_is_tried_again_and_another_makes_the_server_ready() {
+    let (data, server, _client, mut registry) = start().await;
+    for factor in [1.0, 2.0] {
+        push(&mut registry, "scale", factor).await;
+    }
+    promote(&mut registry, "scale", "1", "champion").await;
+    promote(&mut registry, "scale", "2", "spare").await;
+    server.shutdown().await;
+    let first = blobs(data.path());
+    let kept: Vec<Vec<u8>> = first.iter().map(|blob| fs::read(blob).unwrap()).collect();
+    for blob in &first {
+        fs::remove_file(blob).unwrap();
+        fs::write(blob, b"nothing").unwrap();
+    }
+    let server = Running::stored(data.path(), |_| {}).await;
+    let (client, mut registry) = (server.client().await, server.registry().await);
+    let reason = server.readiness().unwrap_err();
+    assert!(reason.contains("scale version") && reason.contains("model.safetensors"), "{reason}");
+    assert_eq!(factor_code(&client, "scale", "").await.0, Code::Unavailable);
+    for (blob, content) in first.iter().zip(kept) {
+        fs::write(blob, content).unwrap();
+    }
+    // Nobody asks: the server tries again by itself.
+    until("readiness", async || server.readiness().is_ok()).await;
+    until("an answer", async || factor(&client, "scale", "").await.is_ok()).await;
+    assert_eq!(promote(&mut registry, "scale", "2", "champion").await.previous, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_goes_only_to_what_can_be_served_and_an_aliased_version_is_not_unloaded() {
+    let (_data, _server, client, mut registry) = start().await;
+    for factor in [1.0, 2.0] {
+        push(&mut registry, "scale", factor).await;
+    }
+    for version in ["1", "2"] {
+        promote(&mut registry, "scale", version, "champion").await;
+    }
+    wanted(&mut registry, "scale", "1", pb::Wanted::Unloaded).await.unwrap();
+    let rollback =
+        pb::RollbackRequest { model: "scale".into(), alias: "champion".into(), ..Default::default() };
+    let error = registry.rollback(rollback.clone()).await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    let error = wanted(&mut registry, "scale", "2", pb::Wanted::Unloaded).await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    assert_eq!(factor(&client, "scale", "").await.unwrap().0, 2.0);
+    wanted(&mut registry, "scale", "1", pb::Wanted::Auto).await.unwrap();
+    registry.rollback(rollback).await.unwrap();
+    assert_eq!(factor(&client, "scale", "").await.unwrap().0, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_served_otherwise_is_refused_and_a_half_wrong_update_changes_nothing() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Running::stored(data.path(), |config| config.builtin = vec!["identity".to_owned()]).await;
+    let mut registry = server.registry().await;
+    let folder = Folder::new();
+    folder.linear("m/1", 1, &[1.0]);
+    let error = send(&mut registry, upload_of("identity", &folder.package("m/1"))).await.unwrap_err();
+    assert_eq!(error.code(), Code::AlreadyExists, "{error}");
+    push(&mut registry, "scale", 1.0).await;
+    let update = pb::UpdateVersionRequest {
+        model: "scale".into(),
+        version: "1".into(),
+        metrics: [("accuracy".to_owned(), 0.5)].into(),
+        monitors: [(String::new(), "x".to_owned())].into(),
+        ..Default::default()
+    };
+    let error = registry.update_version(update).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+    assert!(version(&mut registry, "scale", "1").await.unwrap().metrics.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn gates_keep_a_version_from_an_alias_unless_it_is_forced_with_a_reason() {
     let (_data, _server, client, mut registry) = start().await;
     for factor in [1.0, 2.0] {

@@ -57,17 +57,7 @@ impl Client {
     /// # Errors
     /// `InvalidArgument` when `addr` is none, `Unavailable` when nobody answers there.
     pub async fn connect(addr: &str, options: Options) -> Result<Self> {
-        let uri = if addr.contains("://") { addr.to_owned() } else { format!("http://{addr}") };
-        let endpoint = match Endpoint::from_shared(uri) {
-            Ok(endpoint) if endpoint.uri().scheme_str() == Some("http") => endpoint,
-            _ => {
-                let message =
-                    format!("server address: expected `host:port` or `http://host:port`, got {addr:?}");
-                return Err(Error::new(Code::InvalidArgument, message));
-            }
-        };
-        let endpoint = endpoint.connect_timeout(options.connect_timeout).tcp_nodelay(true);
-        let channel = endpoint.connect().await.map_err(|error| Error::cannot_connect(addr, &error))?;
+        let channel = channel(addr, &options).await?;
         let grpc = GrpcInferenceServiceClient::new(channel)
             .max_decoding_message_size(options.max_message_bytes)
             .max_encoding_message_size(options.max_message_bytes);
@@ -171,7 +161,21 @@ impl Client {
     }
 }
 
-fn with_timeout<T>(message: T, timeout: Option<Duration>) -> Request<T> {
+/// Connects, or says with `addr` why not.
+pub(crate) async fn channel(addr: &str, options: &Options) -> Result<Channel> {
+    let uri = if addr.contains("://") { addr.to_owned() } else { format!("http://{addr}") };
+    let endpoint = match Endpoint::from_shared(uri) {
+        Ok(endpoint) if endpoint.uri().scheme_str() == Some("http") => endpoint,
+        _ => {
+            let message = format!("server address: expected `host:port` or `http://host:port`, got {addr:?}");
+            return Err(Error::new(Code::InvalidArgument, message));
+        }
+    };
+    let endpoint = endpoint.connect_timeout(options.connect_timeout).tcp_nodelay(true);
+    endpoint.connect().await.map_err(|error| Error::cannot_connect(addr, &error))
+}
+
+pub(crate) fn with_timeout<T>(message: T, timeout: Option<Duration>) -> Request<T> {
     let mut request = Request::new(message);
     if let Some(timeout) = timeout {
         request.set_timeout(timeout);

@@ -1,4 +1,4 @@
-//! Typed client of the Open Inference Protocol over gRPC.
+//! Typed client of the Open Inference Protocol over gRPC, and of Sconce's registry of models.
 //!
 //! ```no_run
 //! # async fn example() -> sconce_client::Result<()> {
@@ -15,16 +15,21 @@
 
 mod client;
 mod error;
+mod registry;
 mod request;
 mod response;
 mod stream;
 pub mod tensor;
+mod upload;
 
 pub use client::{Client, LogSetting, Options};
 pub use error::{Error, Result};
+pub use registry::{Items, RegistryClient};
 pub use request::InferRequest;
 pub use response::{InferResponse, Parameter};
 pub use sconce_core::{DataType, Tensor};
 pub use sconce_proto::inference as proto;
+pub use sconce_proto::sconce as registry_proto;
 pub use stream::{InferStream, StreamReply};
 pub use tonic::Code;
+pub use upload::Progress;

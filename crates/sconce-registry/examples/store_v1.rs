@@ -6,7 +6,7 @@
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use sconce_registry::{Description, Gates, NewVersion, Outcome, Registry, Topic, Wanted};
+use sconce_registry::{Gates, ModelUpdate, NewVersion, Outcome, Registry, Topic, Wanted};
 use std::env;
 use std::error::Error;
 use support::{by, import, name, number, register, signature};
@@ -33,9 +33,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     registry.archive(&fraud, number(3), &by())?;
     let description = Some("card fraud".to_owned());
     let tags = Some([("team".to_owned(), "risk".to_owned())].into());
-    registry.describe_model(&fraud, Description { description, tags }, &by())?;
     let min_metrics = [("auc".to_owned(), 0.9)].into();
-    registry.set_gates(&fraud, Gates { min_metrics, ..Gates::default() }, &by())?;
+    let gates = Some(Gates { min_metrics, ..Gates::default() });
+    registry.update_model(&fraud, ModelUpdate { description, tags, gates }, &by())?;
     registry.set_wanted(&fraud, number(2), Wanted::Loaded, &by())?;
     registry.record_outcome(&fraud, number(2), Outcome::Loaded { memory_bytes: 4_096 })?;
     register(&registry, "churn", b"churn");

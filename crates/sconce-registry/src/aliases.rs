@@ -101,7 +101,7 @@ impl Registry {
         let kept = found.previous.len().checked_sub(steps);
         let Some((kept, target)) = kept.and_then(|kept| Some((kept, *found.previous.get(kept)?))) else {
             return Err(RegistryError::Precondition(format!(
-                "model `{model}`: alias `{alias}` was changed {} times, expected at least {steps}",
+                "model `{model}`: alias `{alias}` has {} steps to go back, expected at least {steps}",
                 found.previous.len()
             )));
         };

@@ -4,12 +4,12 @@ use crate::changes::{archived, change, check_unaliased, put};
 use crate::registry::key;
 use crate::store::Batch;
 use crate::{
-    By, Description, Gates, ModelRecord, Outcome, Registry, RegistryError, Result, VersionRecord,
-    VersionState, Wanted, limits,
+    By, ModelRecord, ModelUpdate, Outcome, Registry, RegistryError, Result, VersionRecord, VersionState,
+    VersionUpdate, Wanted, limits,
 };
 use sconce_core::{ModelName, ModelVersion};
-use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
 
 impl Registry {
     /// Keeps a version from being loaded and aliased.
@@ -28,87 +28,53 @@ impl Registry {
         self.change_state("unarchive", model, version, by)
     }
 
-    /// Says something else of a model.
+    /// Says something else of a model: all of it or nothing.
     ///
     /// # Errors
     /// `NotFound`; `InvalidArgument` when something is out of bounds; and as [`Registry::register`].
-    pub fn describe_model(&self, model: &ModelName, say: Description, by: &By) -> Result<ModelRecord> {
+    pub fn update_model(&self, model: &ModelName, say: ModelUpdate, by: &By) -> Result<ModelRecord> {
         let edit = |record: &mut ModelRecord| {
-            let before = describe(&mut record.description, &mut record.tags, say)?;
-            Ok((before, json!({ "description": record.description, "tags": record.tags })))
+            let (mut before, mut after) = (Map::new(), Map::new());
+            set(&mut record.description, say.description, "description", &mut before, &mut after);
+            set(&mut record.tags, say.tags, "tags", &mut before, &mut after);
+            set(&mut record.gates, say.gates, "gates", &mut before, &mut after);
+            limits::check_description(&record.description)?;
+            limits::check_pairs("tag", &record.tags)?;
+            limits::check_gates(&record.gates)?;
+            Ok((Value::Object(before), Value::Object(after)))
         };
-        self.edit_model("describe_model", model, by, edit)
+        self.edit_model("update_model", model, by, edit)
     }
 
-    /// Sets what versions must meet to take an alias.
+    /// Says something else of a version: all of it or nothing.
     ///
     /// # Errors
     /// `NotFound`; `InvalidArgument` when something is out of bounds; and as [`Registry::register`].
-    pub fn set_gates(&self, model: &ModelName, gates: Gates, by: &By) -> Result<ModelRecord> {
-        limits::check_gates(&gates)?;
-        let edit = |record: &mut ModelRecord| {
-            let before = std::mem::replace(&mut record.gates, gates);
-            Ok((json!(before), json!(record.gates)))
-        };
-        self.edit_model("set_gates", model, by, edit)
-    }
-
-    /// Says something else of a version.
-    ///
-    /// # Errors
-    /// `NotFound`; `InvalidArgument` when something is out of bounds; and as [`Registry::register`].
-    pub fn describe_version(
+    pub fn update_version(
         &self,
         model: &ModelName,
         version: ModelVersion,
-        say: Description,
+        say: VersionUpdate,
         by: &By,
     ) -> Result<VersionRecord> {
         let edit = |record: &mut VersionRecord| {
-            let before = describe(&mut record.description, &mut record.tags, say)?;
-            Ok((before, json!({ "description": record.description, "tags": record.tags })))
-        };
-        self.edit_version("describe_version", (model, version), by, false, edit)
-    }
-
-    /// Adds metrics to a version; those of the same name are replaced.
-    ///
-    /// # Errors
-    /// `NotFound`; `InvalidArgument` when one is not finite or they are too many; and as [`Registry::register`].
-    pub fn set_metrics(
-        &self,
-        model: &ModelName,
-        version: ModelVersion,
-        metrics: BTreeMap<String, f64>,
-        by: &By,
-    ) -> Result<VersionRecord> {
-        limits::check_metrics(&metrics)?;
-        let edit = |record: &mut VersionRecord| {
-            let before = record.metrics.clone();
-            record.metrics.extend(metrics);
+            let (mut before, mut after) = (Map::new(), Map::new());
+            let metrics = (!say.metrics.is_empty()).then(|| {
+                let mut all = record.metrics.clone();
+                all.extend(say.metrics);
+                all
+            });
+            set(&mut record.description, say.description, "description", &mut before, &mut after);
+            set(&mut record.tags, say.tags, "tags", &mut before, &mut after);
+            set(&mut record.metrics, metrics, "metrics", &mut before, &mut after);
+            set(&mut record.monitors, say.monitors, "monitors", &mut before, &mut after);
+            limits::check_description(&record.description)?;
+            limits::check_pairs("tag", &record.tags)?;
             limits::check_metrics(&record.metrics)?;
-            Ok((json!(before), json!(record.metrics)))
+            limits::check_pairs("monitor", &record.monitors)?;
+            Ok((Value::Object(before), Value::Object(after)))
         };
-        self.edit_version("set_metrics", (model, version), by, false, edit)
-    }
-
-    /// Sets all monitors of a version: name and what each refers to.
-    ///
-    /// # Errors
-    /// `NotFound`; `InvalidArgument` when something is out of bounds; and as [`Registry::register`].
-    pub fn set_monitors(
-        &self,
-        model: &ModelName,
-        version: ModelVersion,
-        monitors: BTreeMap<String, String>,
-        by: &By,
-    ) -> Result<VersionRecord> {
-        limits::check_pairs("monitor", &monitors)?;
-        let edit = |record: &mut VersionRecord| {
-            let before = std::mem::replace(&mut record.monitors, monitors);
-            Ok((json!(before), json!(record.monitors)))
-        };
-        self.edit_version("set_monitors", (model, version), by, false, edit)
+        self.edit_version("update_version", (model, version), by, false, edit)
     }
 
     /// Sets whether a version should run.
@@ -226,19 +192,17 @@ impl Registry {
 }
 
 /// Applies `say`; returns what was there.
-fn describe(
-    description: &mut String,
-    tags: &mut BTreeMap<String, String>,
-    say: Description,
-) -> Result<Value> {
-    let before = json!({ "description": description, "tags": tags });
-    if let Some(new) = say.description {
-        limits::check_description(&new)?;
-        *description = new;
+/// Puts `new` in the place of `field`, and notes both. A value that cannot be JSON is refused by the checks that follow.
+fn set<T: Serialize>(
+    field: &mut T,
+    new: Option<T>,
+    name: &str,
+    before: &mut Map<String, Value>,
+    after: &mut Map<String, Value>,
+) {
+    if let Some(new) = new {
+        before.insert(name.to_owned(), json!(field));
+        after.insert(name.to_owned(), json!(new));
+        *field = new;
     }
-    if let Some(new) = say.tags {
-        limits::check_pairs("tag", &new)?;
-        *tags = new;
-    }
-    Ok(before)
 }

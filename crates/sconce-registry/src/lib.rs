@@ -42,8 +42,8 @@ pub use error::{RegistryError, Result};
 pub use gates::{Gates, NotWorse, SmokeSample, Verdict};
 pub use journal::{Journal, Ticket};
 pub use records::{
-    Alias, By, Changed, Description, FileRecord, Lineage, ModelRecord, NewVersion, Outcome, SignatureRecord,
-    TensorRecord, VersionRecord, VersionState, Wanted,
+    Alias, By, Changed, FileRecord, Lineage, ModelRecord, ModelUpdate, NewVersion, Outcome, SignatureRecord,
+    TensorRecord, VersionRecord, VersionState, VersionUpdate, Wanted,
 };
 pub use registry::Registry;
 pub use topic::{Topic, TopicLimits, TopicStats};

@@ -123,11 +123,7 @@ pub(crate) fn check_pairs(what: &str, pairs: &BTreeMap<String, String>) -> Resul
     Ok(())
 }
 
-/// Checks metrics of a version.
-///
-/// # Errors
-/// `InvalidArgument` for one that is not finite, a bad name, or too many.
-pub fn check_metrics(metrics: &BTreeMap<String, f64>) -> Result<()> {
+pub(crate) fn check_metrics(metrics: &BTreeMap<String, f64>) -> Result<()> {
     count("metrics", metrics.len(), METRICS)?;
     metrics.iter().try_for_each(|(name, value)| check_number("metric", name, *value))
 }
@@ -152,11 +148,7 @@ pub(crate) fn check_files(files: &[FileRecord]) -> Result<()> {
     }
 }
 
-/// Checks what a version must meet.
-///
-/// # Errors
-/// `InvalidArgument` naming what is out of bounds.
-pub fn check_gates(gates: &Gates) -> Result<()> {
+pub(crate) fn check_gates(gates: &Gates) -> Result<()> {
     for (kind, metrics) in [("min_metrics", &gates.min_metrics), ("max_metrics", &gates.max_metrics)] {
         count(kind, metrics.len(), TAGS)?;
         metrics.iter().try_for_each(|(name, value)| check_number(kind, name, *value))?;

@@ -229,13 +229,28 @@ impl NewVersion {
     }
 }
 
-/// What to say of a model or a version. `None` leaves a field as it is.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Description {
+/// What to say of a model. `None` leaves a field as it is.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ModelUpdate {
     /// The new description.
     pub description: Option<String>,
     /// All tags from now on.
     pub tags: Option<BTreeMap<String, String>>,
+    /// What versions must meet from now on to take an alias.
+    pub gates: Option<Gates>,
+}
+
+/// What to say of a version. `None` leaves a field as it is.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct VersionUpdate {
+    /// The new description.
+    pub description: Option<String>,
+    /// All tags from now on.
+    pub tags: Option<BTreeMap<String, String>>,
+    /// Added to the metrics there are; those of the same name are replaced.
+    pub metrics: BTreeMap<String, f64>,
+    /// All monitors from now on: name and what each refers to.
+    pub monitors: Option<BTreeMap<String, String>>,
 }
 
 /// How a load of a version ended.

@@ -198,6 +198,11 @@ impl Registry {
         Ok(entries)
     }
 
+    /// The number of the latest audit entry; 0: there is none.
+    pub fn last_entry(&self) -> u64 {
+        self.hold_writer().head.seq
+    }
+
     /// Walks along the whole audit trail. Changes wait.
     ///
     /// # Errors

@@ -11,8 +11,8 @@ mod support;
 
 use sconce_core::ErrorCode;
 use sconce_registry::{
-    By, Description, Digest, Gates, Limits, Lineage, NewVersion, NotWorse, Outcome, Registry, RegistryError,
-    SmokeSample, VersionState, Wanted, limits,
+    By, Digest, Gates, Limits, Lineage, ModelUpdate, NewVersion, NotWorse, Outcome, Registry, RegistryError,
+    SmokeSample, VersionState, VersionUpdate, Wanted, limits,
 };
 use std::collections::BTreeMap;
 use std::fs;
@@ -309,9 +309,12 @@ fn bad_input_is_refused_and_changes_nothing() {
         |count: usize| -> BTreeMap<String, String> { (0..count).map(|i| (i.to_string(), long(1))).collect() };
     let metric = |value: f64| BTreeMap::from([("auc".to_owned(), value)]);
     let edit = |description: Option<String>, tags: Option<BTreeMap<String, String>>| {
-        registry.describe_model(&name("m"), Description { description, tags }, &by()).map(drop)
+        registry.update_model(&name("m"), ModelUpdate { description, tags, gates: None }, &by()).map(drop)
     };
-    let gates = |gates: Gates| registry.set_gates(&name("m"), gates, &by()).map(drop);
+    let gates = |gates: Gates| {
+        let say = ModelUpdate { gates: Some(gates), ..Default::default() };
+        registry.update_model(&name("m"), say, &by()).map(drop)
+    };
     use ErrorCode::*;
 
     // Names, numbers and labels.
@@ -409,12 +412,12 @@ fn bad_input_is_refused_and_changes_nothing() {
     );
     let back = |alias: &str, steps| registry.rollback(&name("m"), alias, steps, &by()).map(drop);
     check("no steps", back("champion", 0), InvalidArgument, "at least 1");
-    check("no history", back("champion", 1), FailedPrecondition, "changed 0 times");
+    check("no history", back("champion", 1), FailedPrecondition, "0 steps to go back");
     check(
         "more steps than there are numbers",
         back("champion", usize::MAX),
         FailedPrecondition,
-        "changed 0 times",
+        "0 steps to go back",
     );
     check("no such alias", back("stable", 1), NotFound, "no alias `stable`");
     let remove = |alias: &str, expected| registry.remove_alias(&name("m"), alias, expected, &by()).map(drop);
@@ -440,7 +443,14 @@ fn bad_input_is_refused_and_changes_nothing() {
     check("wanting what is archived", wanted, FailedPrecondition, "is archived");
     check("a long description of a model", edit(Some(long(4_097)), None), InvalidArgument, "description");
     check("many tags of a model", edit(None, Some(pairs(65))), InvalidArgument, "tags");
-    let metrics = registry.set_metrics(&model, number(1), metric(f64::INFINITY), &by()).map(drop);
+    let metrics = registry
+        .update_version(
+            &model,
+            number(1),
+            VersionUpdate { metrics: metric(f64::INFINITY), ..Default::default() },
+            &by(),
+        )
+        .map(drop);
     check("an infinite metric", metrics, InvalidArgument, "finite");
     // Gates.
     check(
@@ -495,11 +505,13 @@ fn a_version_of_all_that_is_allowed_is_kept_and_more_is_refused() {
     new.description = text(limits::DESCRIPTION_BYTES);
     new.tags = (0..limits::TAGS).map(|tag| (format!("{tag:064}"), text(limits::VALUE_BYTES))).collect();
     new.metrics = (0..limits::METRICS).map(|metric| (format!("{metric:064}"), 0.1)).collect();
-    let import = import(&registry, &[(&text(limits::PATH_BYTES), b"x")]);
+    let import = import(&registry, &[(&format!("{0}/{0}", text(limits::PATH_BYTES / 2 - 1)), b"x")]);
     let record = registry.register(new.clone(), import, &by()).unwrap();
     assert_eq!(registry.version(&name("m"), number(1)).unwrap(), record);
     let more = BTreeMap::from([("one more".to_owned(), 1.0)]);
-    let refused = registry.set_metrics(&name("m"), number(1), more, &by()).unwrap_err();
+    let refused = registry
+        .update_version(&name("m"), number(1), VersionUpdate { metrics: more, ..Default::default() }, &by())
+        .unwrap_err();
     assert_eq!(refused.code(), ErrorCode::InvalidArgument);
     assert_eq!(registry.version(&name("m"), number(1)).unwrap(), record);
     // What is written next is not kept from being written.

@@ -87,6 +87,14 @@ impl Door {
         task.await.unwrap_or_else(|error| Err(Error::internal("the change was cut off").with_source(error)))
     }
 
+    /// Tells the health service of each change that the registry, or what is in memory of it, brings by itself.
+    pub(crate) async fn follow(&self) {
+        let mut changes = self.models.changes();
+        while changes.changed().await.is_ok() {
+            self.report_health().await;
+        }
+    }
+
     /// Tells the health service how [`Self::readiness`] stands. To be called after each change of it.
     pub(crate) async fn report_health(&self) {
         let status =

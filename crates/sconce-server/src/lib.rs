@@ -115,6 +115,8 @@ impl Server {
         let (tasks, stop, abort) = (&server.tasks, &server.stop, &server.abort);
         tasks.spawn(inference.run(grpc.0, tasks.clone(), stop.clone(), abort.clone()));
         tasks.spawn(control.run(admin.0, tasks.clone(), stop.clone(), abort.clone()));
+        let (door, stopped) = (Arc::clone(&server.door), stop.clone());
+        tasks.spawn(async move { stopped.run_until_cancelled(door.follow()).await });
         let door = Arc::clone(&server.door);
         tasks.spawn(http::run(door, http.0, tasks.clone(), stop.clone(), abort.clone()));
 

@@ -6,14 +6,20 @@ macro_rules! say {
     ($($text:tt)*) => { std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($text)*))) };
 }
 
+mod audit;
+mod control;
 mod demo;
 mod infer;
+mod model;
 mod models;
+mod records;
+mod registry;
 mod serve;
 mod table;
+mod text;
 mod validate;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use std::error::Error;
 use std::process::ExitCode;
 
@@ -38,8 +44,19 @@ enum Command {
     Infer(infer::Args),
     /// List what a server serves, or show one model
     Models(models::Args),
+    /// Register, list, promote, roll back and retire models of a running server
+    Model(model::Args),
+    /// Read and verify the trail of changes
+    Audit(audit::Args),
+    /// Check, back up, restore or export a whole registry
+    Registry(registry::Args),
     /// Say what the server would make of a model folder, and everything that is wrong with it
     Validate(validate::Args),
+    /// Print a completion script, such as for `source <(sconce completions bash)`
+    Completions {
+        /// The shell that will read it
+        shell: clap_complete::Shell,
+    },
 }
 
 /// What a command ends with: the exit code, or an error that is told with its causes (exit code 1).
@@ -54,19 +71,32 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Infer(args) => infer::run(args),
         Command::Models(args) => models::run(args),
+        Command::Model(args) => model::run(args),
+        Command::Audit(args) => audit::run(args),
+        Command::Registry(args) => registry::run(args),
         Command::Validate(args) => validate::run(&args),
+        Command::Completions { shell } => completions(shell),
     };
     outcome.unwrap_or_else(|error| {
-        if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
-        {
+        let first: &(dyn Error + 'static) = error.as_ref();
+        let chain = || std::iter::successors(Some(first), |&cause| cause.source());
+        let is_closed_pipe = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
+        if chain().filter_map(|cause| cause.downcast_ref()).any(is_closed_pipe) {
             // Whoever read the output has what they wanted.
             return ExitCode::SUCCESS;
         }
         eprintln!("sconce: {error}");
-        let causes = std::iter::successors(error.source(), |&cause| cause.source());
-        causes.for_each(|cause| eprintln!("  because: {cause}"));
+        chain().skip(1).for_each(|cause| eprintln!("  because: {cause}"));
         ExitCode::FAILURE
     })
+}
+
+fn completions(shell: clap_complete::Shell) -> Outcome {
+    // The generator panics where it cannot write.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "sconce", &mut script);
+    std::io::Write::write_all(&mut std::io::stdout(), &script)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A client command's runtime: one thread is enough to wait on one server.

@@ -1,4 +1,4 @@
-use crate::{Outcome, table};
+use crate::{Failure, Outcome, table};
 use sconce_candle::Package;
 use sconce_core::{DeviceId, display_shape};
 use std::path::{Path, PathBuf};
@@ -14,14 +14,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
-    let is_package = std::fs::read_dir(&args.path)
-        .map_err(|e| format!("cannot read {}: {e}", args.path.display()))?
-        .filter_map(Result::ok)
-        .any(|entry| {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            name == "model.toml" || name == "config.json" || name.ends_with(".safetensors")
-        });
+    let is_package = is_package(&args.path)?;
     let (packages, mut problems) = if is_package {
         (vec![(args.path.display().to_string(), args.path.clone())], 0)
     } else {
@@ -42,6 +35,19 @@ pub(crate) fn run(args: &Args) -> Outcome {
         problems += check(&name, &dir, args.device)?;
     }
     Ok(if problems == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether a folder has the files of a model in it.
+///
+/// # Errors
+/// It cannot be listed.
+pub(crate) fn is_package(path: &Path) -> Result<bool, Failure> {
+    let entries = std::fs::read_dir(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
+    Ok(entries.filter_map(Result::ok).any(|entry| {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        name == "model.toml" || name == "config.json" || name.ends_with(".safetensors")
+    }))
 }
 
 /// Prints what a package is, or what is wrong with it; gives the number of problems.

@@ -3,7 +3,7 @@
 use crate::support::{by, name, number, register};
 use crate::{run, say};
 use sconce_core::ErrorCode;
-use sconce_registry::{Description, Registry};
+use sconce_registry::{ModelUpdate, Registry};
 use std::env;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -19,7 +19,7 @@ pub(crate) fn fill(dir: &Path) {
     let registry = Registry::open(dir).unwrap();
     let describe = |change: u64| {
         let description = Some(format!("{change} {}", "x".repeat(4_000)));
-        registry.describe_model(&name("m"), Description { description, tags: None }, &by())
+        registry.update_model(&name("m"), ModelUpdate { description, ..Default::default() }, &by())
     };
     for change in 0..5_000 {
         match describe(change) {

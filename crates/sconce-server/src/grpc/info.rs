@@ -44,6 +44,12 @@ impl Info {
         }
     }
 
+    /// A version whose signature is asked for: loaded, if it is not in memory.
+    async fn serving(&self, name: &str, version: &str) -> Result<Arc<Served>, Status> {
+        let served = self.door.models.serving(name, version).await;
+        served.map(|(served, _)| served).map_err(|error| status::of(&error))
+    }
+
     fn route(&self, name: &str, version: &str) -> Result<Arc<Served>, Status> {
         self.door.models.route(name, version).map_err(|error| status::of(&error))
     }
@@ -90,7 +96,7 @@ impl GrpcInferenceService for Info {
         request: Request<pb::ModelMetadataRequest>,
     ) -> Answer<pb::ModelMetadataResponse> {
         let pb::ModelMetadataRequest { name, version } = request.into_inner();
-        let served = self.route(&name, &version)?;
+        let served = self.serving(&name, &version).await?;
         let signature = served.signature();
         let versions = self.door.models.ready_versions(&name);
         answer(pb::ModelMetadataResponse {
@@ -107,7 +113,7 @@ impl GrpcInferenceService for Info {
         request: Request<pb::ModelConfigRequest>,
     ) -> Answer<pb::ModelConfigResponse> {
         let pb::ModelConfigRequest { name, version } = request.into_inner();
-        let served = self.route(&name, &version)?;
+        let served = self.serving(&name, &version).await?;
         answer(pb::ModelConfigResponse { config: Some(model_config(&served)) })
     }
 

@@ -100,7 +100,7 @@ impl Listener {
         }
         let mut routes = Routes::new(service);
         if matches!(role, Role::Control) {
-            let control = registry::Control { door: Arc::clone(&door) };
+            let control = registry::Control::new(Arc::clone(&door));
             routes = routes.add_service(RegistryServer::new(control));
         }
         let routes = routes

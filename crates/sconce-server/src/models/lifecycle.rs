@@ -8,9 +8,11 @@ use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use sconce_core::{DeviceId, Error, ErrorCode, ModelName, ModelVersion, Result};
 use sconce_registry::{Outcome, Registry, VersionState};
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 
 type Version = (ModelName, ModelVersion);
 
@@ -28,11 +30,15 @@ pub(super) struct Flights {
 struct Failure {
     count: u32,
     retry_at: Instant,
+    /// Whether it should be in memory, so that nobody need ask for the next try.
+    is_wanted: bool,
     error: Arc<Error>,
 }
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// How long reading the weights and warming up may take.
+const LOAD_LIMIT: Duration = Duration::from_secs(900);
 
 impl Flights {
     pub(super) fn has(&self, name: &ModelName, version: ModelVersion) -> bool {
@@ -40,8 +46,9 @@ impl Flights {
     }
 
     /// Whether a load failed that is not tried again yet.
-    fn is_paused(&self, name: &ModelName, version: ModelVersion) -> bool {
-        self.refusal(&(name.clone(), version)).is_some()
+    pub(super) fn is_paused(&self, name: &ModelName, version: ModelVersion) -> bool {
+        let failure = self.failures.get(&(name.clone(), version));
+        failure.is_some_and(|failure| failure.retry_at > Instant::now())
     }
 
     /// Forgets that a load failed: it may be tried again at once.
@@ -49,21 +56,39 @@ impl Flights {
         self.failures.remove(&(name.clone(), version));
     }
 
-    /// Models with a version whose pause is over.
-    pub(super) fn overdue(&self) -> Vec<ModelName> {
+    /// Has a failed load tried again when its pause is over.
+    pub(super) fn want(&self, name: &ModelName, version: ModelVersion) {
+        if let Some(mut failure) = self.failures.get_mut(&(name.clone(), version)) {
+            failure.is_wanted = true;
+        }
+    }
+
+    /// Models with a version that is to be tried again now.
+    pub(super) fn overdue(&self) -> BTreeSet<ModelName> {
         let now = Instant::now();
-        let due = self.failures.iter().filter(|failure| failure.retry_at <= now);
-        let mut names: Vec<ModelName> = due.map(|failure| failure.key().0.clone()).collect();
-        names.sort();
-        names.dedup();
+        let mut names = BTreeSet::new();
+        for mut failure in self.failures.iter_mut() {
+            if failure.is_wanted && failure.retry_at <= now {
+                // Whoever tries says whether it still is.
+                failure.is_wanted = false;
+                names.insert(failure.key().0.clone());
+            }
+        }
         names
+    }
+
+    /// Forgets that there was no room: some came free.
+    fn forgive_exhausted(&self) {
+        self.failures.retain(|_, failure| failure.error.code() != ErrorCode::ResourceExhausted);
     }
 
     fn fail(&self, key: Version, error: &Arc<Error>) {
         let count = self.failures.get(&key).map_or(1, |before| before.count.saturating_add(1));
-        let pause = FIRST_PAUSE.saturating_mul(1 << (count - 1).min(16)).min(LONGEST_PAUSE);
-        self.failures
-            .insert(key, Failure { count, retry_at: Instant::now() + pause, error: Arc::clone(error) });
+        // That there is no room now says nothing about the version.
+        let doublings = if error.code() == ErrorCode::ResourceExhausted { 0 } else { (count - 1).min(16) };
+        let pause = FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE);
+        let (retry_at, error) = (Instant::now() + pause, Arc::clone(error));
+        self.failures.insert(key, Failure { count, retry_at, is_wanted: false, error });
     }
 
     /// Why this version is not tried again yet.
@@ -88,14 +113,14 @@ impl Models {
     /// # Errors
     /// As for `route`; `ResourceExhausted` when there is no memory for it.
     pub(crate) async fn serving(self: &Arc<Self>, name: &str, version: &str) -> Result<(Arc<Served>, u64)> {
-        let generation = self.generation();
-        let served = match self.find(name, version)? {
+        let (route, generation) = self.find(name, version)?;
+        let served = match route {
             Route::Ready(served) => served,
             Route::Meanwhile(served, name, higher) => {
-                if !self.flights.has(&name, higher) && !self.flights.is_paused(&name, higher) {
-                    let models = Arc::clone(self);
+                if !self.flights.has(&name, higher) {
+                    let (models, flight) = (Arc::clone(self), self.flight(&name, higher));
                     self.tasks.spawn(async move {
-                        if models.flight(&name, higher).await.is_ok() {
+                        if flight.await.is_ok() {
                             models.settle(&name).await;
                         }
                     });
@@ -123,9 +148,9 @@ impl Models {
         let start = || {
             let (models, key) = (Arc::clone(self), key.clone());
             let task = self.tasks.spawn(async move {
-                let outcome = models.fly(&key).await;
-                models.flights.under_way.remove(&key);
-                outcome
+                // However it ends, a panic included.
+                let _landed = Landing { flights: &models.flights, key: &key };
+                models.fly(&key).await
             });
             let lost = |error| Err(Arc::new(Error::internal("the load was cut off").with_source(error)));
             async move { task.await.unwrap_or_else(lost) }.boxed().shared()
@@ -135,19 +160,18 @@ impl Models {
 
     async fn fly(self: &Arc<Self>, key: &Version) -> Result<Arc<Served>, Arc<Error>> {
         let (name, version) = (&key.0, key.1);
-        match self.versions(name).get(&version) {
-            Some(State::Ready(served)) => return Ok(Arc::clone(served)),
-            Some(_) => {}
-            None => {
-                let message = format!("model `{name}` has no version {version}");
-                return Err(Arc::new(Error::new(ErrorCode::NotFound, message)));
-            }
+        if let Some(State::Ready(served)) = self.versions(name).get(&version) {
+            return Ok(Arc::clone(served));
         }
         if let Some(refusal) = self.flights.refusal(key) {
             return Err(Arc::new(refusal));
         }
-        self.set(name, version, State::Loading);
-        let is_loading = |state: &State| matches!(state, State::Loading);
+        if self.set_if(name, version, |state| !is_ready(state), State::Loading).is_err() {
+            let message = format!("model `{name}` has no version {version} to load");
+            return Err(Arc::new(Error::new(ErrorCode::NotFound, message)));
+        }
+        // While it is loaded it may be unloaded on purpose, and that be taken back.
+        let is_loading = |state: &State| matches!(state, State::Loading | State::OnDemand);
         match self.load_version(name, version).await {
             Ok(served) => {
                 self.flights.forgive(name, version);
@@ -162,15 +186,16 @@ impl Models {
                 Ok(served)
             }
             Err(error) => {
-                tracing::error!(model = %name, %version, "not loaded: {error}");
+                tracing::error!(
+                    model = %name, %version, error = &error as &dyn std::error::Error, "not loaded"
+                );
                 let error = Arc::new(error);
-                // That there is no room now says nothing about the version.
-                let has_room = error.code() != ErrorCode::ResourceExhausted;
-                if has_room {
+                if self.set_if(name, version, is_loading, State::OnDemand).is_ok() {
                     self.flights.fail(key.clone(), &error);
+                }
+                if error.code() != ErrorCode::ResourceExhausted {
                     self.record(name, version, Outcome::Failed { reason: error.to_string() }).await;
                 }
-                let _ = self.set_if(name, version, is_loading, State::OnDemand);
                 Err(error)
             }
         }
@@ -198,7 +223,7 @@ impl Models {
     /// # Errors
     /// What keeps it from being served.
     pub(super) async fn load_source(
-        &self,
+        self: &Arc<Self>,
         name: &ModelName,
         version: ModelVersion,
         source: Source,
@@ -209,7 +234,7 @@ impl Models {
     }
 
     async fn load_uncounted(
-        &self,
+        self: &Arc<Self>,
         name: &ModelName,
         version: ModelVersion,
         source: Source,
@@ -224,10 +249,13 @@ impl Models {
                 Err(account) => self.make_room(device, bytes, account).await?,
             }
         };
-        let (settings, model) = self.loader.read(name, opened).await?;
+        let late = |_| Error::internal(format!("loading took longer than {LOAD_LIMIT:?}"));
+        let read = tokio::time::timeout(LOAD_LIMIT, self.loader.read(name, opened));
+        let (settings, model) = read.await.map_err(late)??;
+        let estimated = bytes;
         bytes = model.memory_bytes() as u64;
         while let Err(account) = lease.resize(bytes) {
-            self.make_room(device, bytes, account).await?;
+            self.make_room(device, bytes - estimated, account).await?;
         }
         let served = self.loader.start(name, version, settings, model, lease).await?;
         tracing::info!(
@@ -241,40 +269,45 @@ impl Models {
     /// is loaded again when it is asked for.
     ///
     /// # Errors
-    /// `ResourceExhausted` when no eviction could help.
-    async fn make_room(&self, device: DeviceId, bytes: u64, account: Account) -> Result<()> {
+    /// `ResourceExhausted` when evictions cannot make room for `missing` bytes more: then there are none.
+    async fn make_room(self: &Arc<Self>, device: DeviceId, missing: u64, account: Account) -> Result<()> {
         let limit = account.limit.unwrap_or(u64::MAX);
-        let exhausted = |why: &str| {
-            let used = account.used;
-            let message =
-                format!("{device}: {bytes} bytes of memory wanted, {used} of {limit} in use: {why}");
-            Err(Error::new(ErrorCode::ResourceExhausted, message))
-        };
-        if bytes > limit {
-            return exhausted("more than the budget");
-        }
-        let evictable = |served: &Arc<Served>| {
+        let is_evictable = |served: &Arc<Served>| {
             served.settings.device == device
                 && !served.pinned.load(Ordering::Relaxed)
                 && memory_bytes(served) > 0
         };
-        let oldest = self.ready().filter(evictable).min_by_key(|served| served.last_used());
-        let Some(oldest) = oldest else {
-            // What was taken out already gives its memory back soon.
-            let leaving = self.draining.iter().next().map(|entry| entry.value().clone());
-            let Some(leaving) = leaving else {
-                return exhausted("nothing can be evicted, for what is in memory is pinned or being loaded");
-            };
-            leaving.cancelled().await;
-            return Ok(());
-        };
-        let (name, version, gone) = (oldest.name.clone(), oldest.version, oldest.gone.clone());
-        let is_same = |state: &State| matches!(state, State::Ready(served) if Arc::ptr_eq(served, &oldest));
-        if self.set_if(&name, version, is_same, State::OnDemand).is_ok() {
-            tracing::info!(model = %name, %version, freed_bytes = memory_bytes(&oldest), "evicted");
+        let evictable: Vec<Arc<Served>> = self.ready().filter(is_evictable).collect();
+        let leaving: Vec<Draining> =
+            self.draining().iter().filter(|one| one.device == device).cloned().collect();
+        let free = evictable.iter().map(memory_bytes).chain(leaving.iter().map(|one| one.bytes));
+        let free = free.fold(0, u64::saturating_add);
+        if account.used.saturating_sub(free).saturating_add(missing) > limit {
+            let message = format!(
+                "{device}: {missing} bytes of memory wanted, {} of {limit} in use, {free} of them not by what is pinned or \
+                 being loaded",
+                account.used
+            );
+            return Err(Error::new(ErrorCode::ResourceExhausted, message));
         }
-        drop(oldest);
+        let oldest = evictable.into_iter().min_by_key(|served| served.last_used());
+        let gone = match (leaving.first(), oldest) {
+            // What was taken out already gives its memory back soon.
+            (Some(leaving), _) => leaving.gone.clone(),
+            (None, Some(oldest)) => {
+                let is_same =
+                    |state: &State| matches!(state, State::Ready(served) if Arc::ptr_eq(served, &oldest));
+                if self.set_if(&oldest.name, oldest.version, is_same, State::OnDemand).is_ok() {
+                    tracing::info!(model = %oldest.name, version = %oldest.version, "evicted");
+                }
+                self.drain(&oldest)
+            }
+            // It came free in between.
+            (None, None) => return Ok(()),
+        };
         gone.cancelled().await;
+        // Whoever notes that it is gone may share this thread.
+        tokio::task::yield_now().await;
         Ok(())
     }
 
@@ -301,42 +334,69 @@ impl Models {
         }
     }
 
-    /// Takes a version of the registry out of memory: at once for new requests, when the last one is answered for its memory.
-    /// Gives the task that waits for that.
+    /// Takes a version of the registry out of memory: at once for new requests, and for its memory when the last one is
+    /// answered.
     pub(super) fn release(self: &Arc<Self>, name: &ModelName, version: ModelVersion, after: Option<State>) {
-        let Some(State::Ready(served)) = self.versions(name).remove(&version) else {
-            return self.end(name, version, after);
-        };
-        let (gone, freed_bytes) = (served.gone.clone(), memory_bytes(&served));
-        drop(served);
-        let key = (name.clone(), version);
-        self.draining.insert(key.clone(), gone.clone());
+        if let Some(State::Ready(served)) = self.versions(name).remove(&version) {
+            self.drain(&served);
+        }
         self.end(name, version, after);
-        let models = Arc::clone(self);
+    }
+
+    /// Notes that `served` is on its way out, until it is. Gives what is cancelled then.
+    fn drain(self: &Arc<Self>, served: &Arc<Served>) -> CancellationToken {
+        let gone = served.gone.clone();
+        let (name, version, bytes) = (served.name.clone(), served.version, memory_bytes(served));
+        let device = served.settings.device;
+        self.draining().push(Draining { name: name.clone(), version, device, bytes, gone: gone.clone() });
+        let (models, left) = (Arc::clone(self), gone.clone());
         self.tasks.spawn(async move {
-            gone.cancelled().await;
-            models.draining.remove(&key);
-            tracing::info!(model = %key.0, version = %key.1, freed_bytes, "unloaded");
+            left.cancelled().await;
+            models.draining().retain(|one| !one.gone.is_cancelled());
+            models.flights.forgive_exhausted();
+            tracing::info!(model = %name, %version, freed_bytes = bytes, "unloaded");
         });
+        gone
+    }
+
+    pub(super) fn draining(&self) -> MutexGuard<'_, Vec<Draining>> {
+        self.draining.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the memory of every version of `name` that was taken out is free.
     pub(super) async fn released(&self, name: &ModelName) {
-        let draining = self.draining.iter().filter(|entry| entry.key().0 == *name);
-        let gone: Vec<_> = draining.map(|entry| entry.value().clone()).collect();
-        for gone in gone {
+        let leaving: Vec<_> =
+            self.draining().iter().filter(|one| one.name == *name).map(|one| one.gone.clone()).collect();
+        for gone in leaving {
             gone.cancelled().await;
         }
-    }
-
-    /// Whether every version that should be in memory is.
-    pub(super) fn all_ready(&self, name: &ModelName, wanted: &[ModelVersion]) -> bool {
-        let versions = self.versions(name);
-        wanted.iter().all(|version| versions.get(version).is_some_and(is_ready))
+        self.flights.forgive_exhausted();
     }
 }
 
-fn memory_bytes(served: &Served) -> u64 {
+/// A version that was taken out and still answers what it was given.
+#[derive(Clone)]
+pub(super) struct Draining {
+    pub(super) name: ModelName,
+    pub(super) version: ModelVersion,
+    device: DeviceId,
+    bytes: u64,
+    gone: CancellationToken,
+}
+
+/// Ends a flight when dropped.
+struct Landing<'a> {
+    flights: &'a Flights,
+    key: &'a Version,
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        self.flights.under_way.remove(self.key);
+    }
+}
+
+fn memory_bytes(served: &Arc<Served>) -> u64 {
     served.scheduler.model().memory_bytes() as u64
 }
 

@@ -50,7 +50,7 @@ pub(crate) struct Opened {
 
 enum Kind {
     Builtin(ModelSettings, Arc<dyn LoadedModel>),
-    Package(Package),
+    Package(Box<Package>),
 }
 
 impl Loader {
@@ -148,13 +148,13 @@ fn open(source: Source, default_device: DeviceId) -> Result<Opened> {
                 said.apply(&mut package);
             }
             let (device, bytes) = (package.settings.device, package.weights_bytes);
-            Ok(Opened { kind: Kind::Package(package), device, bytes, _checkout: None })
+            Ok(Opened { kind: Kind::Package(Box::new(package)), device, bytes, _checkout: None })
         }
         Source::Registered { registry, files, memory_bytes } => {
             let checkout = registry.artifacts().checkout(&files)?;
             let package = package(checkout.path())?;
             let (device, bytes) = (package.settings.device, memory_bytes.unwrap_or(package.weights_bytes));
-            Ok(Opened { kind: Kind::Package(package), device, bytes, _checkout: Some(checkout) })
+            Ok(Opened { kind: Kind::Package(Box::new(package)), device, bytes, _checkout: Some(checkout) })
         }
     }
 }

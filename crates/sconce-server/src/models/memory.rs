@@ -53,7 +53,7 @@ impl Lease {
     pub(crate) fn resize(&mut self, bytes: u64) -> Result<(), Account> {
         let mut accounts = self.memory.lock();
         let account = accounts.entry(self.device).or_default();
-        let used = (account.used - self.bytes).saturating_add(bytes);
+        let used = account.used.saturating_sub(self.bytes).saturating_add(bytes);
         if bytes > self.bytes && account.limit.is_some_and(|limit| used > limit) {
             return Err(*account);
         }
@@ -66,7 +66,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(account) = self.memory.lock().get_mut(&self.device) {
-            account.used -= self.bytes;
+            account.used = account.used.saturating_sub(self.bytes);
         }
     }
 }

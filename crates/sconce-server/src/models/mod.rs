@@ -13,7 +13,7 @@ pub(crate) use stored::Verdict;
 
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
-use lifecycle::Flights;
+use lifecycle::{Draining, Flights};
 use loader::{Loader, Source};
 use memory::Memory;
 use overrides::Override;
@@ -126,6 +126,8 @@ type Versions = BTreeMap<ModelVersion, State>;
 struct Known {
     versions: Versions,
     aliases: BTreeMap<String, ModelVersion>,
+    /// The registry's routing generation that `aliases` are as of; 0 without a registry.
+    generation: u64,
 }
 
 #[derive(Clone, Default)]
@@ -156,12 +158,12 @@ pub(crate) struct Models {
     said: Mutex<HashMap<ModelName, Arc<Override>>>,
     /// Held while the table is replaced, and never across a wait.
     replacing: Mutex<()>,
-    /// One change of a model at a time. As many as there were ever models.
+    /// One change of a model at a time. As many as there are models, and changes under way.
     changing: DashMap<ModelName, Arc<tokio::sync::Mutex<()>>>,
     /// Loads under way and failures that are not tried again yet.
     flights: Flights,
     /// Versions that were taken out and still answer what they were given.
-    draining: DashMap<(ModelName, ModelVersion), CancellationToken>,
+    draining: Mutex<Vec<Draining>>,
     /// Loads that succeeded, and loads that failed.
     loads: [AtomicU64; 2],
     /// Counts changes of the registry.
@@ -194,7 +196,7 @@ impl Models {
             replacing: Mutex::default(),
             changing: DashMap::new(),
             flights: Flights::default(),
-            draining: DashMap::new(),
+            draining: Mutex::default(),
             loads: [const { AtomicU64::new(0) }; 2],
             changed: watch::Sender::new(0),
             tasks: TaskTracker::new(),
@@ -230,19 +232,27 @@ impl Models {
     /// `NotFound` for an unknown name or version, `Unavailable` for one that is not ready, `InvalidArgument` for a name or
     /// version that cannot be one.
     pub(crate) fn route(&self, name: &str, version: &str) -> Result<Arc<Served>> {
-        match self.find(name, version)? {
+        match self.find(name, version)?.0 {
             Route::Ready(served) | Route::Meanwhile(served, ..) => Ok(served),
             Route::Absent(name, _) => Err(not_ready(name.as_str(), State::OnDemand.describe())),
         }
     }
 
-    fn find(&self, name: &str, version: &str) -> Result<Route> {
+    /// Where a request goes, and the routing generation that says so.
+    fn find(&self, name: &str, version: &str) -> Result<(Route, u64)> {
         let table = self.table.load();
         let Some((name, known)) = table.models.get_key_value(name) else {
             ModelName::new(name)?;
             return Err(Error::new(ErrorCode::NotFound, format!("unknown model `{name}`")));
         };
-        let Some(wanted) = known.target(name, version)? else { return self.find_highest(name, known) };
+        let route = match known.target(name, version)? {
+            Some(wanted) => self.find_version(name, known, wanted),
+            None => self.find_highest(name, known),
+        };
+        Ok((route?, known.generation))
+    }
+
+    fn find_version(&self, name: &ModelName, known: &Known, wanted: ModelVersion) -> Result<Route> {
         match known.versions.get(&wanted) {
             Some(State::Ready(served)) => Ok(Route::Ready(Arc::clone(served))),
             Some(state) if self.can_be_loaded(name, wanted, state) => Ok(Route::Absent(name.clone(), wanted)),
@@ -256,20 +266,25 @@ impl Models {
 
     /// The highest version that can answer. While it is not in memory, the highest that is answers instead.
     fn find_highest(&self, name: &ModelName, known: &Known) -> Result<Route> {
-        let mut absent = None;
+        // The highest that can be loaded now; of those that failed lately, the highest only says why.
+        let (mut absent, mut paused) = (None, None);
         for (version, state) in known.versions.iter().rev() {
             match (state, absent) {
                 (State::Ready(served), None) => return Ok(Route::Ready(Arc::clone(served))),
                 (State::Ready(served), Some(absent)) => {
                     return Ok(Route::Meanwhile(Arc::clone(served), name.clone(), absent));
                 }
-                (state, None) if self.can_be_loaded(name, *version, state) => absent = Some(*version),
+                (state, None) if self.can_be_loaded(name, *version, state) => {
+                    let is_paused = self.flights.is_paused(name, *version);
+                    let place = if is_paused { &mut paused } else { &mut absent };
+                    place.get_or_insert(*version);
+                }
                 _ => {}
             }
         }
-        let state =
-            known.versions.values().next_back().map_or(("UNAVAILABLE", "it has no version"), State::describe);
-        let absent = absent.map(|version| Route::Absent(name.clone(), version));
+        let state = known.versions.values().next_back();
+        let state = state.map_or(("UNAVAILABLE", "it has no version"), State::describe);
+        let absent = absent.or(paused).map(|version| Route::Absent(name.clone(), version));
         absent.ok_or_else(|| not_ready(name.as_str(), state))
     }
 
@@ -330,12 +345,14 @@ impl Models {
         for (name, version, _) in &sources {
             self.set(name, *version, State::Loading);
         }
+        self.publish_all(&stored).await?;
         for (name, version, source) in sources {
             let state = self.load_source(&name, version, source).await;
             let state = state.map_or_else(|error| State::Unavailable(error.to_string()), State::Ready);
             self.set(&name, version, state);
         }
-        self.reconcile_all(stored).await
+        self.settle_all(stored).await;
+        Ok(())
     }
 
     /// Loads, or loads again, every version of `name`, as the folder says or as was `said` in its place; of a model of the registry, those that should be in memory. A version
@@ -404,6 +421,21 @@ impl Models {
     /// What the last load of `name` said in place of the folder.
     fn said(&self, name: &ModelName) -> Option<Arc<Override>> {
         self.said.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// Refuses a name for the registry that something else is served under.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when the folder of models has it, or it is built in.
+    pub(crate) async fn refuse_taken(&self, name: &ModelName) -> Result<()> {
+        let (sources, _) = self.sources().await?;
+        let is_taken = self.said(name).is_some() || sources.iter().any(|(taken, _, _)| taken == name);
+        if !is_taken {
+            return Ok(());
+        }
+        let message =
+            format!("model `{name}` is in the folder of models, or built in, and cannot be in the registry");
+        Err(Error::new(ErrorCode::AlreadyExists, message))
     }
 
     /// What there is to load of `name`, where `said` may have the files.
@@ -501,6 +533,13 @@ impl Models {
         self.ready().for_each(|served| served.scheduler.hurry());
     }
 
+    /// Forgets the lock of a name that came to nothing. To be called without it.
+    fn forget_lock(&self, name: &ModelName) {
+        if !self.table.load().models.contains_key(name) {
+            self.changing.remove_if(name, |_, lock| Arc::strong_count(lock) == 1);
+        }
+    }
+
     /// The lock of changes of `name`.
     fn changing(&self, name: &ModelName) -> Arc<tokio::sync::Mutex<()>> {
         Arc::clone(&self.changing.entry(name.clone()).or_default())
@@ -551,6 +590,7 @@ impl Models {
         let mut table = Table::clone(&self.table.load());
         table.generation = table.generation.max(generation);
         let known = Arc::make_mut(table.models.entry(name.clone()).or_default());
+        known.generation = known.generation.max(generation);
         let changed = change(known);
         if known.versions.is_empty() {
             table.models.remove(name);

@@ -84,7 +84,7 @@ impl Models {
     /// `FailedPrecondition` on a server without one.
     pub(crate) fn registry(&self) -> Result<&Arc<Registry>> {
         self.registry.as_ref().ok_or_else(|| {
-            let message = "this server has no registry: it was started without a data folder";
+            let message = "this server has no registry: start it with a data folder (--data DIR)";
             Error::new(ErrorCode::FailedPrecondition, message)
         })
     }
@@ -104,7 +104,7 @@ impl Models {
     /// Changes the registry, and then what is served accordingly. Runs to its end even if nobody waits for it any more.
     ///
     /// # Errors
-    /// As [`read`](Self::read); the registry is as before then.
+    /// As [`read`](Self::read).
     pub(crate) async fn change<T: Send + 'static>(
         self: &Arc<Self>,
         name: &ModelName,
@@ -114,9 +114,14 @@ impl Models {
         self.run(async move {
             let changing = models.changing(&name);
             let locked = changing.lock().await;
-            let done = models.read(change).await?;
-            models.publish(&name).await?;
+            let done = models.read(change).await;
+            // Also where it failed: it may have been more than one change.
+            let published = models.publish(&name).await;
             drop(locked);
+            drop(changing);
+            models.forget_lock(&name);
+            let done = done?;
+            published?;
             let settling = Arc::clone(&models);
             models.tasks.spawn(async move { settling.settle(&name).await });
             Ok(done)
@@ -131,10 +136,13 @@ impl Models {
 
     /// What a version of the registry is doing now.
     pub(crate) fn live_state(&self, name: &ModelName, version: ModelVersion) -> Option<State> {
-        if self.draining.contains_key(&(name.clone(), version)) {
-            return Some(State::Unloading);
+        let state = self.versions(name).remove(&version);
+        let is_leaving = || self.draining().iter().any(|one| one.version == version && one.name == *name);
+        match state {
+            Some(state) if is_ready(&state) => Some(state),
+            _ if is_leaving() => Some(State::Unloading),
+            state => state,
         }
-        self.versions(name).remove(&version)
     }
 
     /// Points `alias` at the version that `text` means, once that is in memory and the model's gates are passed.
@@ -158,10 +166,15 @@ impl Models {
                 let version = registry.resolve(&of, &text)?;
                 let model = registry.model(&of)?;
                 let candidate = registry.version(&of, version)?;
-                let present = model.aliases.get(&alias_of).map(|alias| registry.version(&of, alias.version));
-                Ok((model.gates, candidate, present.transpose()?))
+                let target = |alias: &str| model.aliases.get(alias).map(|alias| alias.version);
+                let present = target(&alias_of);
+                // A new alias is compared with the champion.
+                let compared =
+                    present.or_else(|| target(CHAMPION)).map(|version| registry.version(&of, version));
+                Ok((model.gates, candidate, present, compared.transpose()?))
             };
-            let (gates, candidate, present) = models.read(read).await?;
+            let (gates, candidate, present, compared) = models.read(read).await?;
+            let expected = expected.unwrap_or(present);
             let version = candidate.version;
             refuse_unservable(&candidate)?;
             if force && by.reason.trim().is_empty() {
@@ -169,7 +182,7 @@ impl Models {
             }
             let was_ready = models.versions(&name).get(&version).is_some_and(is_ready);
             let promoted =
-                models.promote_checked(&name, &alias, &gates, &candidate, present, expected, force, by);
+                models.promote_checked(&name, &alias, gates, &candidate, compared, expected, force, by);
             let promoted = promoted.await;
             if promoted.is_err() && !was_ready {
                 models.release_unwanted(&name, version).await;
@@ -187,14 +200,14 @@ impl Models {
         self: &Arc<Self>,
         name: &ModelName,
         alias: &str,
-        gates: &Gates,
+        gates: Gates,
         candidate: &VersionRecord,
-        present: Option<VersionRecord>,
-        expected: Option<Option<ModelVersion>>,
+        compared: Option<VersionRecord>,
+        expected: Option<ModelVersion>,
         force: bool,
         by: By,
     ) -> Result<Promotion> {
-        let mut verdicts = gates::check(gates, candidate, present.as_ref());
+        let mut verdicts = gates::check(&gates, candidate, compared.as_ref());
         self.flights.forgive(name, candidate.version);
         let served = self.load_now(name, candidate.version).await?;
         for (index, sample) in gates.smoke.iter().enumerate() {
@@ -216,11 +229,17 @@ impl Models {
             return Err(Error::new(ErrorCode::FailedPrecondition, message));
         }
         let (of, alias, version) = (name.clone(), alias.to_owned(), candidate.version);
-        // Without an expectation of the caller's: the gates compared with this one.
-        let expected = expected.unwrap_or_else(|| present.map(|record| record.version));
-        let forced = force && !failed.is_empty();
-        let change =
-            move |registry: &Registry| registry.set_alias(&of, &alias, version, Some(expected), forced, &by);
+        let (forced, metrics) = (force && !failed.is_empty(), candidate.metrics.clone());
+        let change = move |registry: &Registry| {
+            let as_checked =
+                registry.model(&of)?.gates == gates && registry.version(&of, version)?.metrics == metrics;
+            if !as_checked {
+                let message =
+                    format!("model `{of}`: its gates or version {version}'s metrics changed meanwhile");
+                return Err(RegistryError::Aborted(message));
+            }
+            registry.set_alias(&of, &alias, version, Some(expected), forced, &by)
+        };
         let changed = self.move_alias(name, version, change).await?;
         Ok(Promotion { changed, verdicts })
     }
@@ -241,26 +260,31 @@ impl Models {
         self.run(async move {
             let (of, alias_of) = (name.clone(), alias.clone());
             let target = models.read(move |registry| {
-                let model = registry.model(&of)?;
-                let found = model.aliases.get(&alias_of);
-                let at = found.and_then(|alias| alias.previous.len().checked_sub(steps));
-                // Where there is none the registry says so below.
-                Ok(found.zip(at).and_then(|(alias, at)| alias.previous.get(at).copied()))
+                let target = before(registry, &of, &alias_of, steps)?;
+                target.map(|version| registry.version(&of, version)).transpose()
             });
-            let target = target.await?;
-            if let Some(version) = target {
-                models.flights.forgive(&name, version);
-                models.load_now(&name, version).await?;
-            }
             let of = name.clone();
-            let change = move |registry: &Registry| {
-                let changed = registry.rollback(&of, &alias, steps, &by)?;
-                Ok(changed)
+            let Some(target) = target.await? else {
+                // The registry says why there is none.
+                let change = move |registry: &Registry| registry.rollback(&of, &alias, steps, &by);
+                return models.change(&name, change).await;
             };
-            match target {
-                Some(version) => models.move_alias(&name, version, change).await,
-                None => models.change(&name, change).await,
+            refuse_unservable(&target)?;
+            let version = target.version;
+            let was_ready = models.versions(&name).get(&version).is_some_and(is_ready);
+            let change = move |registry: &Registry| {
+                if before(registry, &of, &alias, steps)? != Some(version) {
+                    let message = format!("model `{of}`: alias `{alias}` moved meanwhile");
+                    return Err(RegistryError::Aborted(message));
+                }
+                registry.rollback(&of, &alias, steps, &by)
+            };
+            models.flights.forgive(&name, version);
+            let moved = models.move_alias(&name, version, change).await;
+            if moved.is_err() && !was_ready {
+                models.release_unwanted(&name, version).await;
             }
+            moved
         })
         .await
     }
@@ -302,15 +326,12 @@ impl Models {
         by: By,
     ) -> Result<()> {
         let of = name.clone();
+        self.flights.forgive(name, version);
         self.change(name, move |registry| registry.set_wanted(&of, version, wanted, &by)).await?;
         match wanted {
-            Wanted::Loaded => {
-                self.flights.forgive(name, version);
-                self.load_now(name, version).await.map(drop)
-            }
+            Wanted::Loaded => self.load_now(name, version).await.map(drop),
             Wanted::Auto => Ok(()),
             Wanted::Unloaded => {
-                self.release(name, version, Some(State::Unavailable(UNLOADED.to_owned())));
                 self.released(name).await;
                 Ok(())
             }
@@ -360,11 +381,6 @@ impl Models {
             Ok(())
         })
         .await?;
-        for (version, state) in self.versions(name) {
-            if is_ready(&state) {
-                self.release(name, version, Some(State::Unavailable(UNLOADED.to_owned())));
-            }
-        }
         self.released(name).await;
         Ok(())
     }
@@ -402,14 +418,18 @@ impl Models {
         .await
     }
 
-    /// Publishes and settles every model, and from then on tries again what failed.
-    pub(super) async fn reconcile_all(self: &Arc<Self>, names: BTreeSet<ModelName>) -> Result<()> {
-        if self.registry.is_none() {
-            return Ok(());
-        }
-        for name in &names {
+    /// Publishes every model.
+    pub(super) async fn publish_all(self: &Arc<Self>, names: &BTreeSet<ModelName>) -> Result<()> {
+        for name in names {
+            let changing = self.changing(name);
+            let _changing = changing.lock().await;
             self.publish(name).await?;
         }
+        Ok(())
+    }
+
+    /// Settles every model, and from then on tries again what failed.
+    pub(super) async fn settle_all(self: &Arc<Self>, names: BTreeSet<ModelName>) {
         join_all(names.iter().map(|name| self.settle(name))).await;
         let models = Arc::clone(self);
         self.tasks.spawn(async move {
@@ -425,7 +445,6 @@ impl Models {
             };
             stop.run_until_cancelled(retry).await;
         });
-        Ok(())
     }
 
     /// Makes the table say what the registry says of `name`. Callers hold the lock of its changes, or are the only ones.
@@ -439,8 +458,17 @@ impl Models {
         let servable: BTreeMap<ModelVersion, Wanted> =
             stored.iter().flat_map(Stored::servable).map(|record| (record.version, record.wanted)).collect();
         // What is not to be served any more is released, and leaves the table with that.
-        for version in self.versions(name).into_keys().filter(|version| !servable.contains_key(version)) {
-            self.release(name, version, None);
+        for (version, state) in &present {
+            match servable.get(version) {
+                None => {
+                    self.flights.forgive(name, *version);
+                    self.release(name, *version, None);
+                }
+                Some(Wanted::Unloaded) if matches!(state, State::Ready(_) | State::Loading) => {
+                    self.release(name, *version, Some(State::Unavailable(UNLOADED.to_owned())));
+                }
+                Some(_) => {}
+            }
         }
         let aliases = stored.iter().flat_map(|stored| &stored.model.aliases);
         let aliases = aliases.map(|(alias, to)| (alias.clone(), to.version)).collect();
@@ -450,7 +478,9 @@ impl Models {
                 let state = known.versions.entry(*version).or_insert(State::OnDemand);
                 match (&state, is_wanted) {
                     (State::OnDemand, Wanted::Unloaded) => *state = State::Unavailable(UNLOADED.to_owned()),
-                    (State::Unavailable(reason), Wanted::Auto | Wanted::Loaded) if reason == UNLOADED => {
+                    (State::Unavailable(reason), Wanted::Auto | Wanted::Loaded)
+                        if reason == UNLOADED || !wanted.contains(version) =>
+                    {
                         *state = State::OnDemand;
                     }
                     (State::Ready(served), _) => {
@@ -471,33 +501,27 @@ impl Models {
     pub(super) async fn settle(self: &Arc<Self>, name: &ModelName) {
         let of = name.clone();
         let Ok(Some(stored)) = self.read(move |registry| Stored::read(registry, &of)).await else { return };
-        let load = async |version: ModelVersion| (version, self.flight(name, version).await);
-        for (version, outcome) in join_all(stored.wanted(|_| false).into_iter().map(load)).await {
-            match outcome {
-                // If it need not be in memory any more by now, it goes again below.
-                Ok(served) => served.kept.store(true, Ordering::Relaxed),
-                // The first request that needs it tries again.
-                Err(error) if error.code() == ErrorCode::ResourceExhausted => {
-                    tracing::warn!(model = %name, %version, "not loaded for now: {error}");
-                }
-                Err(error) => {
+        let load = async |version: ModelVersion| match self.flight(name, version).await {
+            // If it need not be in memory any more by now, it goes again below. Held here it could not even be evicted.
+            Ok(served) => served.kept.store(true, Ordering::Relaxed),
+            Err(error) => {
+                self.flights.want(name, version);
+                // Where there is only no room, the first request that needs it tries again as well.
+                if error.code() != ErrorCode::ResourceExhausted {
                     let is_absent = |state: &State| matches!(state, State::OnDemand);
                     let _ = self.set_if(name, version, is_absent, State::Unavailable(error.to_string()));
                 }
             }
-        }
+        };
+        join_all(stored.wanted(|_| false).into_iter().map(load)).await;
         let changing = self.changing(name);
         let _changing = changing.lock().await;
         let of = name.clone();
         let Ok(Some(stored)) = self.read(move |registry| Stored::read(registry, &of)).await else { return };
         let present = self.versions(name);
         let wanted = stored.wanted(|version| present.get(&version).is_some_and(is_ready));
-        if !self.all_ready(name, &wanted) {
-            // What was served before goes on.
-            return;
-        }
         for record in stored.servable() {
-            let Some(State::Ready(served)) = self.versions(name).remove(&record.version) else { continue };
+            let Some(State::Ready(served)) = present.get(&record.version) else { continue };
             served.pinned.store(record.wanted == Wanted::Loaded, Ordering::Relaxed);
             let is_wanted = wanted.contains(&record.version);
             let was_kept = served.kept.swap(is_wanted, Ordering::Relaxed);
@@ -505,11 +529,11 @@ impl Models {
                 Wanted::Unloaded => State::Unavailable(UNLOADED.to_owned()),
                 Wanted::Auto | Wanted::Loaded => State::OnDemand,
             };
-            drop(served);
             if (was_kept && !is_wanted) || record.wanted == Wanted::Unloaded {
                 self.release(name, record.version, Some(after));
             }
         }
+        self.changed.send_modify(|count| *count += 1);
     }
 
     /// Releases a version that was loaded for a promotion that came to nothing.
@@ -537,6 +561,19 @@ impl Models {
         let task = self.tasks.spawn(work);
         task.await.unwrap_or_else(|error| Err(Error::internal("the change was cut off").with_source(error)))
     }
+}
+
+/// What `alias` pointed at `steps` changes ago; `None` when there is no such alias or time.
+fn before(
+    registry: &Registry,
+    name: &ModelName,
+    alias: &str,
+    steps: usize,
+) -> Result<Option<ModelVersion>, RegistryError> {
+    let model = registry.model(name)?;
+    let previous = model.aliases.get(alias).map(|alias| &alias.previous);
+    let at = previous.and_then(|previous| previous.len().checked_sub(steps));
+    Ok(previous.zip(at).and_then(|(previous, at)| previous.get(at).copied()))
 }
 
 fn refuse_unservable(record: &VersionRecord) -> Result<()> {

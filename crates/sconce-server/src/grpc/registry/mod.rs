@@ -7,26 +7,36 @@ use crate::door::Door;
 use crate::grpc::status;
 use crate::models::Models;
 use futures_util::{Stream, stream};
+use prost::Message as _;
 use sconce_core::{Error, ModelName, ModelVersion, abbreviate};
 use sconce_proto::sconce as pb;
 use sconce_proto::sconce::registry_server::Registry as Service;
-use sconce_registry::{By, Description, ModelRecord, Registry, RegistryError, VersionRecord, Wanted};
+use sconce_registry::{
+    By, ModelRecord, ModelUpdate, Registry, RegistryError, VersionRecord, VersionUpdate, Wanted,
+};
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::{Request, Response, Status, Streaming};
 
 /// The registry's calls.
 pub(crate) struct Control {
-    pub(crate) door: Arc<Door>,
+    door: Arc<Door>,
+    /// Each holds a thread as long as it lasts.
+    transfers: Arc<Semaphore>,
 }
+
+/// Uploads, fetches and backups at once.
+const MAX_TRANSFERS: usize = 8;
+/// Bytes of a page, past which it ends early.
+const PAGE_BYTES: usize = 2 << 20;
 
 /// Items of a page that asks for no number, and the most of one that does.
 const PAGE: usize = 100;
 const MAX_PAGE: usize = 1000;
 /// Records read at once while a page is filled.
-const READ: usize = 500;
+const READ: usize = 100;
 /// Bytes of a backup in one message.
 const BACKUP_CHUNK_BYTES: usize = 256 << 10;
 /// The metadata that names who calls.
@@ -40,6 +50,17 @@ fn answer<T>(message: T) -> Answer<T> {
 }
 
 impl Control {
+    pub(crate) fn new(door: Arc<Door>) -> Self {
+        Self { door, transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)) }
+    }
+
+    fn transfer(&self) -> Result<OwnedSemaphorePermit, Status> {
+        let full = |_| {
+            Status::resource_exhausted(format!("{MAX_TRANSFERS} uploads, fetches and backups are under way"))
+        };
+        Arc::clone(&self.transfers).try_acquire_owned().map_err(full)
+    }
+
     fn models(&self) -> &Arc<Models> {
         &self.door.models
     }
@@ -93,6 +114,7 @@ impl Service for Control {
         &self,
         request: Request<Streaming<pb::RegisterRequest>>,
     ) -> Answer<pb::RegisterResponse> {
+        let _transfer = self.transfer()?;
         let actor = actor(&request)?;
         let record = register::upload(self.models(), request.into_inner(), actor).await?;
         answer(pb::RegisterResponse { version: Some(self.version_message(record).await?) })
@@ -103,7 +125,7 @@ impl Service for Control {
         request: Request<pb::RegisterFromRequest>,
     ) -> Answer<Self::RegisterFromStream> {
         let actor = actor(&request)?;
-        let receiver = register::fetch(self.models(), request.into_inner(), actor)?;
+        let receiver = register::fetch(self.models(), request.into_inner(), actor, self.transfer()?)?;
         answer(items(receiver))
     }
 
@@ -117,6 +139,7 @@ impl Service for Control {
         };
         let read = move |registry: &Registry| {
             let mut models = Vec::new();
+            let mut bytes = 0;
             loop {
                 let page = registry.models(after.as_ref(), READ)?;
                 let is_last = page.len() < READ;
@@ -126,8 +149,10 @@ impl Service for Control {
                     {
                         continue;
                     }
-                    models.push(records::model(model));
-                    if models.len() == limit {
+                    let message = records::model(model);
+                    bytes += message.encoded_len();
+                    models.push(message);
+                    if models.len() == limit || bytes > PAGE_BYTES {
                         return Ok((models, after, registry.generation()));
                     }
                 }
@@ -159,6 +184,7 @@ impl Service for Control {
         let read = move |registry: &Registry| {
             let model = registry.model(&name)?;
             let mut versions = Vec::new();
+            let mut bytes = 0;
             loop {
                 let page = registry.versions(&name, after, READ)?;
                 let is_last = page.len() < READ;
@@ -171,8 +197,9 @@ impl Service for Control {
                     if !states.is_empty() && !states.contains(&message.state()) {
                         continue;
                     }
+                    bytes += message.encoded_len();
                     versions.push(message);
-                    if versions.len() == limit {
+                    if versions.len() == limit || bytes > PAGE_BYTES {
                         return Ok((versions, after));
                     }
                 }
@@ -254,21 +281,9 @@ impl Service for Control {
             request.into_inner();
         let name = name(&model)?;
         let (of, by) = (name.clone(), By::new(actor, reason));
-        let change = move |registry: &Registry| {
-            // Both or neither: what is wrong with either is found before the first is written.
-            let gates = gates.map(records::to_gates);
-            if let Some(gates) = &gates {
-                sconce_registry::limits::check_gates(gates)?;
-            }
-            let said = Description { description, tags: set_tags.then_some(tags) };
-            if said != Description::default() {
-                registry.describe_model(&of, said, &by)?;
-            }
-            match gates {
-                Some(gates) => registry.set_gates(&of, gates, &by),
-                None => registry.model(&of),
-            }
-        };
+        let said =
+            ModelUpdate { description, tags: set_tags.then_some(tags), gates: gates.map(records::to_gates) };
+        let change = move |registry: &Registry| registry.update_model(&of, said, &by);
         let record = self.models().change(&name, change).await.map_err(refused)?;
         answer(records::model(record))
     }
@@ -277,21 +292,14 @@ impl Service for Control {
         let actor = actor(&request)?;
         let request = request.into_inner();
         let by = By::new(actor, request.reason);
-        let said =
-            Description { description: request.description, tags: request.set_tags.then_some(request.tags) };
-        let (metrics, monitors) = (request.metrics, request.monitors);
+        let said = VersionUpdate {
+            description: request.description,
+            tags: request.set_tags.then_some(request.tags),
+            metrics: request.metrics,
+            monitors: Some(request.monitors).filter(|monitors| !monitors.is_empty()),
+        };
         let change = move |registry: &Registry, name: &ModelName, version: ModelVersion| {
-            sconce_registry::limits::check_metrics(&metrics)?;
-            if said != Description::default() {
-                registry.describe_version(name, version, said, &by)?;
-            }
-            if !metrics.is_empty() {
-                registry.set_metrics(name, version, metrics, &by)?;
-            }
-            if !monitors.is_empty() {
-                registry.set_monitors(name, version, monitors, &by)?;
-            }
-            registry.version(name, version)
+            registry.update_version(name, version, said, &by)
         };
         self.change_version(&request.model, request.version, change).await
     }
@@ -309,7 +317,16 @@ impl Service for Control {
             }
         };
         let (of, text) = (name.clone(), request.version);
-        let version = self.read(move |registry| registry.resolve(&of, &text)).await?;
+        let read =
+            move |registry: &Registry| Ok((registry.resolve(&of, &text)?, registry.model(&of)?.aliases));
+        let (version, aliases) = self.read(read).await?;
+        if wanted == Wanted::Unloaded
+            && let Some((alias, _)) = aliases.iter().find(|(_, alias)| alias.version == version)
+        {
+            let message =
+                format!("model `{name}` version {version} cannot be unloaded: alias `{alias}` means it");
+            return Err(Status::failed_precondition(message));
+        }
         let by = By::new(actor, request.reason);
         self.models().set_wanted(&name, version, wanted, by).await.map_err(refused)?;
         self.door.report_health().await;
@@ -364,7 +381,7 @@ impl Service for Control {
         let changes = self.models().changes();
         let after = match after {
             Some(after) => after,
-            None => self.read(last_entry).await?,
+            None => self.read(|registry| Ok(registry.last_entry())).await?,
         };
         let (models, stop) = (Arc::clone(self.models()), self.door.draining.clone());
         let (sender, receiver) = mpsc::channel(16);
@@ -428,9 +445,11 @@ impl Service for Control {
 
     async fn backup(&self, _: Request<pb::BackupRequest>) -> Answer<Self::BackupStream> {
         let registry = Arc::clone(self.models().registry().map_err(refused)?);
+        let transfer = self.transfer()?;
         let (sender, receiver) = mpsc::channel(4);
         // It ends when it is done or when nobody reads it any more.
         self.models().tasks.spawn_blocking(move || {
+            let _transfer = transfer;
             let mut writer = std::io::BufWriter::with_capacity(BACKUP_CHUNK_BYTES, Chunks(&sender));
             if let Err(error) = registry.backup(&mut writer).map(drop) {
                 let _ = sender.blocking_send(Err(refused(error.into())));
@@ -498,10 +517,6 @@ async fn watch(
             () = sender.closed() => return,
         }
     }
-}
-
-fn last_entry(registry: &Registry) -> Result<u64, RegistryError> {
-    Ok(registry.verify_audit()?.entries)
 }
 
 fn refused(error: Error) -> Status {

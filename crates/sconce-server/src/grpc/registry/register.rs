@@ -14,7 +14,7 @@ use sconce_registry::{
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tonic::{Status, Streaming};
 
 /// Parts of an upload that wait to be written.
@@ -47,6 +47,7 @@ pub(super) async fn upload(
         _ => return Err(Status::invalid_argument("expected the version's header first")),
     };
     let (new, by) = new_version(header, actor).map_err(refused)?;
+    models.refuse_taken(&new.model).await.map_err(refused)?;
     let (sender, receiver) = mpsc::channel(PARTS);
     let (done, imported) = oneshot::channel();
     let device = models.default_device();
@@ -181,6 +182,7 @@ pub(super) fn fetch(
     models: &Arc<Models>,
     request: pb::RegisterFromRequest,
     actor: String,
+    transfer: OwnedSemaphorePermit,
 ) -> Result<mpsc::Receiver<Result<pb::RegisterFromResponse, Status>>, Status> {
     let registry = Arc::clone(models.registry().map_err(refused)?);
     let header = request.header.unwrap_or_default();
@@ -191,6 +193,7 @@ pub(super) fn fetch(
     let (models, text) = (Arc::clone(models), request.source);
     let tasks = models.tasks.clone();
     tasks.spawn(async move {
+        let _transfer = transfer;
         let cancel = Arc::new(AtomicBool::new(false));
         let fetching = fetch_all(&models, registry, &text, header, actor, &sender, &cancel);
         let fetched = tokio::select! {
@@ -229,6 +232,7 @@ async fn fetch_all(
     let mut registered = Vec::new();
     if versions.is_empty() {
         let (mut new, by) = new_version(header, actor)?;
+        models.refuse_taken(&new.model).await?;
         if new.lineage.source.is_empty() {
             text.clone_into(&mut new.lineage.source);
         }
@@ -246,6 +250,12 @@ async fn fetch_all(
             let message =
                 format!("{text:?} holds {} versions of models with names of their own", versions.len());
             return Err(Error::invalid(format!("{message}: give no model, or the folder of one version")));
+        }
+        if header.version != 0 {
+            return Err(Error::invalid("one number cannot be that of several versions: give none"));
+        }
+        for found in &versions {
+            models.refuse_taken(&found.name).await?;
         }
         for found in versions {
             let (header, actor, registry) = (header.clone(), actor.clone(), Arc::clone(&registry));

@@ -1,0 +1,233 @@
+"""The registry from the command line, as its users run it: one server, one model, from its first version to its last."""
+
+import collections
+import json
+import os
+import queue
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from server import START_SECONDS, Server, setting
+
+MODEL = "breast_cancer"
+PACKAGES = Path(setting("SCONCE_DEMO")) / MODEL
+ROW = json.dumps([[0.0] * 30])
+
+
+class Registry(Server):
+    """A server of a data folder, and the command line that talks to it."""
+
+    def __init__(self, data: Path):
+        listeners = [word for name in ("grpc", "admin", "http") for word in (f"--{name}", "127.0.0.1:0")]
+        self.process = subprocess.Popen(
+            [setting("SCONCE_BIN"), "serve", "--data", str(data), *listeners],
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+        self.data, self.log, ready = data, collections.deque(maxlen=50), queue.Queue()
+        # An empty registry serves, and says so, without being ready.
+        threading.Thread(target=self._read_log, args=(ready,), daemon=True).start()
+        line = ready.get(timeout=START_SECONDS)
+        assert "admin" in line, "".join(self.log)
+        self.grpc, self.admin, self.http = line["grpc"], line["admin"], line["http"]
+
+    def _read_log(self, ready):
+        for text in self.process.stderr:
+            self.log.append(text)
+            line = json.loads(text) if text.startswith("{") else {}
+            if "admin" in line:
+                ready.put(line)
+        ready.put({})
+
+    def run(self, *words, code=0, **options):
+        return sconce(*words, "--admin", self.admin, "--actor", "tester", code=code, **options)
+
+    def json(self, *words, **options):
+        return json.loads(self.run(*words, "--json", **options))
+
+    def ask(self, version=""):
+        words = [f"--version={version}", "--input", f"features={ROW}", "--server", self.grpc]
+        return json.loads(sconce("infer", MODEL, *words))["version"]
+
+
+def sconce(*words, code=0, **options):
+    """What a command says: on standard output if it succeeds, on standard error if it does not."""
+    options.setdefault("stdin", subprocess.DEVNULL)
+    command = [setting("SCONCE_BIN"), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+    assert done.returncode == code, f"{words}: exit code {done.returncode}:\n{done.stdout}{done.stderr}"
+    return done.stdout if code == 0 else done.stderr or done.stdout
+
+
+@pytest.fixture
+def registry(tmp_path):
+    server = Registry(tmp_path / "data")
+    yield server
+    if server.process.poll() is None:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.fixture
+def two_versions(registry):
+    registry.run("model", "push", MODEL, PACKAGES / "1", "--label", "1.0.0", "--promote", "champion")
+    registry.run("model", "push", MODEL, PACKAGES / "2", "--tag", "kind=mlp", "--metric", "auc=0.9", "--parent", "1")
+    return registry
+
+
+def test_a_version_is_pushed_listed_shown_and_compared(two_versions):
+    versions = two_versions.json("model", "list", MODEL)["versions"]
+    assert [(v["version"], v["label"], v["aliases"]) for v in versions] == [(1, "1.0.0", ["champion"]), (2, "", [])]
+    assert versions[0]["state"] == "ready" and versions[0]["created_by"] == "tester"
+    sizes = {file["path"]: file["bytes"] for file in versions[1]["files"]}
+    assert sizes == {path.name: path.stat().st_size for path in (PACKAGES / "2").iterdir()}
+    assert versions[1]["lineage"]["parent"] == 1 and versions[1]["tags"] == {"kind": "mlp"}
+    # What the package says of itself, and what was said beside it.
+    assert versions[1]["metrics"] == {"accuracy": 0.9532, "roc_auc": 0.9946, "auc": 0.9}
+
+    assert [m["name"] for m in two_versions.json("model", "list")["models"]] == [MODEL]
+    assert two_versions.json("model", "list", "--name-contains", "other")["models"] == []
+    assert two_versions.json("model", "show", MODEL, "1.0.0") == versions[0]
+    assert two_versions.json("model", "show", MODEL)["aliases"]["champion"] == {"version": 1, "previous": []}
+    differences = {d["what"]: d for d in two_versions.json("model", "diff", MODEL, "champion", "2")["differences"]}
+    assert differences["metric accuracy"]["change"] == pytest.approx(-0.0059)
+    assert "file model.safetensors" in differences and "input features" not in differences
+    # People get tables of the same.
+    table = two_versions.run("model", "list", MODEL)
+    assert "champion" in table and "1.0.0" in table and len(table.splitlines()) == 3
+    assert "champion → 1" in two_versions.run("model", "list")
+
+
+def test_a_folder_of_models_is_pushed_by_the_client_and_by_the_server(registry):
+    names = [(v["model"], v["version"]) for v in registry.json("model", "push", PACKAGES.parent)["versions"]]
+    assert names == [(MODEL, 1), (MODEL, 2)]
+    words = ("model", "push", "copy", PACKAGES / "1", "--on-server")
+    copy = registry.json(*words)["versions"][0]
+    assert copy["lineage"]["source"] == str(PACKAGES / "1")
+    # Three versions, and the files of two: what is the same is stored once.
+    assert registry.json("registry", "check")["files"] == 4
+
+
+def test_traffic_follows_the_alias(two_versions):
+    assert two_versions.ask() == "1" and two_versions.ask("champion") == "1"
+    assert "champion → version 2 (was 1)" in two_versions.run("model", "promote", MODEL, "2")
+    assert two_versions.ask() == "2"
+    # Nothing points at it any more: it stays in memory because somebody says so.
+    assert two_versions.json("model", "load", MODEL, "1")["wanted"] == "loaded"
+    assert two_versions.ask("1") == "1"
+    assert "champion → version 1 (was 2)" in two_versions.run("model", "rollback", MODEL)
+    assert two_versions.ask("champion") == "1"
+    assert two_versions.json("model", "unload", MODEL, "2")["wanted"] == "unloaded"
+    assert two_versions.json("model", "auto", MODEL, "2")["wanted"] == "auto"
+    assert "version 2" in two_versions.run("model", "promote", MODEL, "2", "--expected", "2", code=1)
+    assert two_versions.ask() == "1"
+
+
+def test_a_gate_refuses_until_it_is_forced(two_versions, tmp_path):
+    gates = tmp_path / "gates.json"
+    gates.write_text(json.dumps({"min_metrics": {"accuracy": 0.955}}))
+    two_versions.run("model", "gates", MODEL, "--set", gates)
+    assert json.loads(two_versions.run("model", "gates", MODEL))["min_metrics"] == {"accuracy": 0.955}
+    refusal = two_versions.run("model", "promote", MODEL, "2", code=1)
+    assert "0.9532" in refusal and "0.955" in refusal
+    assert two_versions.ask() == "1"
+    two_versions.run("model", "promote", MODEL, "2", "--force", code=2)
+    promoted = two_versions.json("model", "promote", MODEL, "2", "--force", "--reason", "on purpose")
+    assert promoted["version"] == 2 and [g["passed"] for g in promoted["gates"]].count(False) == 1
+    last = json.loads(two_versions.run("audit", "list", MODEL, "--json").splitlines()[-1])
+    assert (last["forced"], last["reason"], last["actor"]) == (True, "on purpose", "tester")
+    gates.write_text('{"min_metric": {}}')
+    assert "min_metric" in two_versions.run("model", "gates", MODEL, "--set", gates, code=1)
+
+
+def test_changes_are_watched_as_they_come(two_versions):
+    command = [setting("SCONCE_BIN"), "model", "watch", MODEL, "--after", "0", "--json", "--admin", two_versions.admin]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+        seen = [json.loads(watching.stdout.readline()) for _ in range(3)]
+        assert [entry["seq"] for entry in seen] == [1, 2, 3]
+        two_versions.run("model", "promote", MODEL, "2", "--reason", "watched")
+        entry = json.loads(watching.stdout.readline())
+        assert (entry["seq"], entry["alias"], entry["version"], entry["reason"]) == (4, "champion", 2, "watched")
+        watching.kill()
+
+
+def test_what_is_in_use_is_not_deleted(two_versions):
+    assert "champion" in two_versions.run("model", "rm", MODEL, "1", "--yes", code=1)
+    assert "--yes" in two_versions.run("model", "rm", MODEL, "2", code=2)
+    assert len(two_versions.json("model", "list", MODEL)["versions"]) == 2
+    two_versions.run("model", "rm", MODEL, "2", "--yes")
+    assert [v["version"] for v in two_versions.json("model", "list", MODEL)["versions"]] == [1]
+    would = two_versions.json("model", "gc", "--dry-run")
+    assert would["files"] == 2 and two_versions.json("model", "gc") == {**would, "dry_run": False}
+    assert two_versions.json("model", "gc")["files"] == 0
+
+
+def test_a_registry_is_verified_backed_up_and_restored(two_versions, tmp_path):
+    verified = two_versions.json("audit", "verify")
+    assert verified["intact"] and verified["entries"] == 3
+    assert two_versions.json("registry", "check")["problems"] == []
+    backup, restored = tmp_path / "backup.tar", tmp_path / "restored"
+    two_versions.run("registry", "backup", backup)
+    assert "--force" in two_versions.run("registry", "backup", backup, code=1)
+    assert not (tmp_path / "backup.tar.partial").exists()
+    assert "another process" in sconce("registry", "check", "--data", two_versions.data, code=1)
+
+    sconce("registry", "restore", backup, "--data", restored)
+    sconce("registry", "restore", backup, "--data", restored, code=1)
+    assert json.loads(sconce("audit", "verify", "--data", restored, "--json")) == verified
+    export = json.loads(sconce("registry", "export", "--data", restored))
+    assert [len(m["versions"]) for m in export["models"]] == [2] and len(export["audit"]) == 3
+    # One bit.
+    blob = next(path for path in restored.glob("artifacts/blobs/*/*"))
+    blob.chmod(0o644)
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(content)
+    checked = json.loads(sconce("registry", "check", "--data", restored, "--json", code=1))
+    assert len(checked["problems"]) == 1, checked
+    assert "no registry" in sconce("registry", "check", "--data", tmp_path / "missing", code=1)
+    assert not (tmp_path / "missing").exists()
+
+
+def test_bad_requests_say_what_is_wrong(two_versions, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model.toml").write_text('family = "tabular"\n')
+    (tmp_path / "linked").mkdir()
+    shutil.copy(PACKAGES / "1" / "model.toml", tmp_path / "linked")
+    os.symlink("/etc/passwd", tmp_path / "linked" / "model.safetensors")
+    for words, said in [
+        (("show", "nothing"), "nothing"),
+        (("show", MODEL, "nobody"), "nobody"),
+        (("promote", MODEL, "7"), "7"),
+        (("promote", MODEL, "2", "no good"), "alias"),
+        (("rollback", MODEL), "champion"),
+        (("push", "../x", PACKAGES / "1"), "../x"),
+        (("push", MODEL, PACKAGES / "1", "--version", "1"), "1"),
+        (("push", MODEL, PACKAGES / "1", "--label", "1.0.0"), "1.0.0"),
+        (("push", MODEL, PACKAGES), "model.toml"),
+        (("push", PACKAGES / "1"), "model's name"),
+        (("push", MODEL, tmp_path / "broken"), "cannot be served"),
+        (("push", MODEL, tmp_path / "linked"), "leads out"),
+        (("push", MODEL, tmp_path / "gone"), "gone"),
+        (("push", MODEL, "ftp://x/y"), "ftp"),
+    ]:
+        assert said in two_versions.run("model", *words, code=1), words
+    two_versions.run("model", "push", MODEL, PACKAGES / "1", "--metric", "a=high", code=2)
+    assert len(two_versions.json("model", "list", MODEL)["versions"]) == 2
+    assert "--admin" in sconce("model", "list", "--admin", two_versions.grpc, code=1)
+    two_versions.terminate()
+    two_versions.assert_clean_exit()
+    assert "sconce serve" in two_versions.run("model", "list", code=1)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "powershell", "elvish"])
+def test_a_shell_gets_completions(shell):
+    script = sconce("completions", shell)
+    assert all(word in script for word in ("rollback", "dry-run", "audit"))
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
