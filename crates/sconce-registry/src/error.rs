@@ -136,8 +136,12 @@ impl From<sconce_core::Error> for RegistryError {
 }
 
 impl From<RegistryError> for sconce_core::Error {
-    /// The message is the error's own; its causes go to the log.
+    /// The message is the error's own. What is not the caller's doing goes to the log with its causes.
     fn from(error: RegistryError) -> Self {
-        Self::new(error.code(), error.to_string()).with_source(error)
+        let told = Self::new(error.code(), error.to_string());
+        match error.code() {
+            ErrorCode::Internal | ErrorCode::Unavailable => told.with_source(error),
+            _ => told,
+        }
     }
 }
