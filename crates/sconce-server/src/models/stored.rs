@@ -4,19 +4,16 @@
 //! says what the registry says; and then memory is *settled*: what should be in memory is loaded, what need not be any more
 //! is released. An alias moves only to a version that is in memory already, so requests never wait for a change.
 
-use super::{CHAMPION, Models, Served, State, UNLOADED, blocking, is_ready};
+use super::{CHAMPION, Models, Served, State, UNLOADED, blocking, is_ready, smoke};
 use futures_util::future::join_all;
-use sconce_core::{Error, ErrorCode, ModelName, ModelVersion, Result, json};
+use sconce_core::{Error, ErrorCode, ModelName, ModelVersion, Result};
 use sconce_registry::{
-    By, Changed, Gates, ModelRecord, Registry, RegistryError, SmokeSample, VersionRecord, VersionState,
-    Wanted, gates,
+    By, Changed, Gates, ModelRecord, Registry, RegistryError, VersionRecord, VersionState, Wanted, gates,
 };
-use sconce_scheduler::{Priority, Submission};
-use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub(crate) use gates::Verdict;
 
@@ -211,7 +208,7 @@ impl Models {
         self.flights.forgive(name, candidate.version);
         let served = self.load_now(name, candidate.version).await?;
         for (index, sample) in gates.smoke.iter().enumerate() {
-            verdicts.push(smoke(&served, index, sample).await);
+            verdicts.push(smoke::smoke(&served, index, sample).await);
         }
         drop(served);
         let failed: Vec<String> = verdicts
@@ -584,70 +581,4 @@ fn refuse_unservable(record: &VersionRecord) -> Result<()> {
         _ => return Ok(()),
     };
     Err(Error::new(ErrorCode::FailedPrecondition, format!("model `{name}` version {version} is {why}")))
-}
-
-/// What a smoke sample's text says.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SmokeText {
-    inputs: serde_json::Map<String, serde_json::Value>,
-    /// The range of every number of an output.
-    #[serde(default)]
-    outputs: BTreeMap<String, Range>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Range {
-    min: f64,
-    max: f64,
-}
-
-/// Whether `served` answers a sample as it should.
-async fn smoke(served: &Served, index: usize, sample: &SmokeSample) -> Verdict {
-    let outcome = answer(served, sample).await;
-    let (passed, detail) = match outcome {
-        Ok(took) => (true, format!("answered in {took:.1?}")),
-        Err(error) => (false, error.to_string()),
-    };
-    Verdict { gate: format!("smoke[{index}]"), passed, detail }
-}
-
-async fn answer(served: &Served, sample: &SmokeSample) -> Result<Duration> {
-    let text: SmokeText = serde_json::from_str(&sample.request)
-        .map_err(|error| Error::invalid(format!("not as it should be: {error}")))?;
-    let tensors = json::to_request(served.signature(), &text.inputs)?;
-    let inputs = served.signature().check(tensors)?;
-    let model = Arc::clone(served.scheduler.model());
-    let started = Instant::now();
-    let limit = Duration::from_millis(sample.max_latency_ms);
-    let input = blocking(move || model.prepare(inputs)).await?;
-    let reply = served.scheduler.submit(Submission {
-        input,
-        priority: Priority::default(),
-        deadline: Some(started + limit),
-        arrived_at: started,
-        prepare_time: started.elapsed(),
-        reservation: sconce_core::ByteBudget::new(0).empty(),
-    })?;
-    let late = || Error::new(ErrorCode::DeadlineExceeded, format!("no answer within {limit:.1?}"));
-    let reply = tokio::time::timeout(limit, reply).await.map_err(|_| late())?;
-    let output = reply.map_err(|_| Error::internal("the request was lost"))?.result?;
-    let took = started.elapsed();
-    if took > limit {
-        return Err(late());
-    }
-    for (name, range) in &text.outputs {
-        let at = served.signature().outputs.iter().position(|spec| spec.name == *name);
-        let tensor = at.and_then(|at| output.tensors.get(at));
-        let tensor = tensor.ok_or_else(|| Error::invalid(format!("the model has no output `{name}`")))?;
-        for value in json::from_tensor(tensor) {
-            let within = value.as_f64().is_some_and(|value| (range.min..=range.max).contains(&value));
-            if !within {
-                let (min, max) = (range.min, range.max);
-                return Err(Error::invalid(format!("output `{name}`: expected {min} to {max}, got {value}")));
-            }
-        }
-    }
-    Ok(took)
 }

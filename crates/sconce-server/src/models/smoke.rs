@@ -1,0 +1,76 @@
+//! Samples that a version must answer before an alias may point at it.
+
+use super::{Served, Verdict, blocking};
+use sconce_core::{ByteBudget, Error, ErrorCode, Result, json};
+use sconce_registry::SmokeSample;
+use sconce_scheduler::{Priority, Submission};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What a smoke sample's text says.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SmokeText {
+    inputs: serde_json::Map<String, serde_json::Value>,
+    /// The range of every number of an output.
+    #[serde(default)]
+    outputs: BTreeMap<String, Range>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Range {
+    min: f64,
+    max: f64,
+}
+
+/// Whether `served` answers a sample as it should.
+pub(super) async fn smoke(served: &Served, index: usize, sample: &SmokeSample) -> Verdict {
+    let outcome = answer(served, sample).await;
+    let (passed, detail) = match outcome {
+        Ok(took) => (true, format!("answered in {took:.1?}")),
+        Err(error) => (false, error.to_string()),
+    };
+    Verdict { gate: format!("smoke[{index}]"), passed, detail }
+}
+
+async fn answer(served: &Served, sample: &SmokeSample) -> Result<Duration> {
+    let text: SmokeText = serde_json::from_str(&sample.request)
+        .map_err(|error| Error::invalid(format!("not as it should be: {error}")))?;
+    let tensors = json::to_request(served.signature(), &text.inputs)?;
+    let inputs = served.signature().check(tensors)?;
+    let model = Arc::clone(served.scheduler.model());
+    let started = Instant::now();
+    let limit = Duration::from_millis(sample.max_latency_ms);
+    let input = blocking(move || model.prepare(inputs)).await?;
+    let reply = served.scheduler.submit(Submission {
+        input,
+        priority: Priority::default(),
+        deadline: Some(started + limit),
+        arrived_at: started,
+        prepare_time: started.elapsed(),
+        reservation: ByteBudget::new(0).empty(),
+    })?;
+    let late = || Error::new(ErrorCode::DeadlineExceeded, format!("no answer within {limit:.1?}"));
+    let reply = tokio::time::timeout(limit, reply).await.map_err(|_| late())?;
+    let output = reply.map_err(|_| Error::internal("the request was lost"))?.result?;
+    let took = started.elapsed();
+    if took > limit {
+        return Err(late());
+    }
+    for (name, range) in &text.outputs {
+        let at = served.signature().outputs.iter().position(|spec| spec.name == *name);
+        let tensor = at.and_then(|at| output.tensors.get(at));
+        let tensor = tensor.ok_or_else(|| Error::invalid(format!("the model has no output `{name}`")))?;
+        for value in json::from_tensor(tensor) {
+            let within = value.as_f64().is_some_and(|value| (range.min..=range.max).contains(&value));
+            if !within {
+                let (min, max) = (range.min, range.max);
+                return Err(Error::invalid(format!("output `{name}`: expected {min} to {max}, got {value}")));
+            }
+        }
+    }
+    Ok(took)
+}
