@@ -1,4 +1,4 @@
-# Sourced by benches/overhead and benches/batching: build, start servers, run rounds. Needs bash, cargo, python3, taskset.
+# Sourced by the scripts in benches: build, start servers, run rounds. Needs bash, cargo, python3, taskset.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
@@ -29,8 +29,8 @@ for core in "$server_core" "$generator_core"; do
     taskset -c "$core" true 2>/dev/null || fail "cannot run on core $core: two cores are needed (SERVER_CORE, GENERATOR_CORE)"
 done
 
-# build NAME...: sets $NAME to the binary for each of sconce, loadtest and compute; SCONCE_BIN, LOADTEST_BIN and COMPUTE_BIN name
-# those that need no building. The whole workspace: parts of it would be built with fewer features, and all again for the others.
+# build NAME...: sets $NAME to the binary for each of sconce, loadtest, compute and lifecycle; SCONCE_BIN and the like name those
+# that need no building. The whole workspace: parts of it would be built with fewer features, and all again for the others.
 build() {
     local name variable bin bins=()
     for name in "$@"; do
@@ -43,6 +43,16 @@ build() {
         note "building"
         cargo build --quiet --release --workspace --manifest-path "$root/Cargo.toml" --target-dir "$target" "${bins[@]}"
     fi
+}
+
+# Sets $minilm to the folder of all-MiniLM-L6-v2: MINILM, or the one that tests/setup installs.
+find_minilm() {
+    minilm=${MINILM:-$target/models/minilm}
+    if [ -z "${MINILM:-}" ] && [ ! -d "$minilm" ] && [ -f "$target/clients.env" ]; then
+        minilm=$(. "$target/clients.env" && echo "${SCONCE_MINILM:-}")
+    fi
+    [ -f "$minilm/model.safetensors" ] ||
+        fail "no all-MiniLM-L6-v2 in '$minilm': run tests/setup, or set MINILM to a folder with its config.json, tokenizer.json and model.safetensors"
 }
 
 # start NAME PATTERN COMMAND...: runs COMMAND on the server's core, and waits for a line of its output that PATTERN, a sed

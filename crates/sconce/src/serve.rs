@@ -1,8 +1,9 @@
 use crate::Outcome;
 use sconce_server::{Addresses, Server, ServerConfig};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use toml::{Table, Value};
 
@@ -44,7 +45,22 @@ pub(crate) struct Args {
 /// The exit code of a refused configuration, the same as for a refused command line.
 const BAD_CONFIGURATION: u8 = 2;
 
+/// How long freed memory is kept, as the allocator reads it from the environment when the process begins.
+const PURGE_DELAY: &str = "MIMALLOC_PURGE_DELAY";
+
+/// Begins anew, in the same process, with an allocator that gives memory back to the system as soon as it is freed: that of a
+/// model which was unloaded would else stay. Where that cannot be, it is served all the same.
+fn restart_giving_memory_back() {
+    if std::env::var_os(PURGE_DELAY).is_some() {
+        return;
+    }
+    let Ok(program) = std::env::current_exe() else { return };
+    // It returns only when it failed.
+    let _ = Command::new(program).args(std::env::args_os().skip(1)).env(PURGE_DELAY, "0").exec();
+}
+
 pub(crate) fn run(args: Args) -> Outcome {
+    restart_giving_memory_back();
     let text = match &args.config {
         None => String::new(),
         Some(file) => {

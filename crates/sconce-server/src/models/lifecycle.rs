@@ -56,11 +56,10 @@ impl Flights {
         self.failures.remove(&(name.clone(), version));
     }
 
-    /// Has a failed load tried again when its pause is over.
-    pub(super) fn want(&self, name: &ModelName, version: ModelVersion) {
-        if let Some(mut failure) = self.failures.get_mut(&(name.clone(), version)) {
-            failure.is_wanted = true;
-        }
+    /// Has a failed load tried again when its pause is over. `false`: none failed.
+    pub(super) fn want(&self, name: &ModelName, version: ModelVersion) -> bool {
+        let failure = self.failures.get_mut(&(name.clone(), version));
+        failure.map(|mut failure| failure.is_wanted = true).is_some()
     }
 
     /// Models with a version that is to be tried again now.

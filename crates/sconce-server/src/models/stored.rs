@@ -6,6 +6,7 @@
 
 use super::{CHAMPION, Models, Served, State, UNLOADED, blocking, is_ready, smoke};
 use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt as _};
 use sconce_core::{Error, ErrorCode, ModelName, ModelVersion, Result};
 use sconce_registry::{
     By, Changed, Gates, ModelRecord, Registry, RegistryError, VersionRecord, VersionState, Wanted, gates,
@@ -27,6 +28,8 @@ pub(crate) struct Promotion {
 const RETRY_TICK: Duration = Duration::from_secs(1);
 /// Records read at once.
 const PAGE: usize = 500;
+/// Models settled at once at the start.
+const SETTLING: usize = 8;
 
 /// A model of the registry with its versions.
 struct Stored {
@@ -427,7 +430,7 @@ impl Models {
 
     /// Settles every model, and from then on tries again what failed.
     pub(super) async fn settle_all(self: &Arc<Self>, names: BTreeSet<ModelName>) {
-        join_all(names.iter().map(|name| self.settle(name))).await;
+        stream::iter(&names).for_each_concurrent(SETTLING, |name| self.settle(name)).await;
         let models = Arc::clone(self);
         self.tasks.spawn(async move {
             let stop = models.stop.clone();
@@ -502,9 +505,9 @@ impl Models {
             // If it need not be in memory any more by now, it goes again below. Held here it could not even be evicted.
             Ok(served) => served.kept.store(true, Ordering::Relaxed),
             Err(error) => {
-                self.flights.want(name, version);
-                // Where there is only no room, the first request that needs it tries again as well.
-                if error.code() != ErrorCode::ResourceExhausted {
+                let has_failed = self.flights.want(name, version);
+                // Where there is only no room, or it was taken away and is wanted again, the first request tries again as well.
+                if has_failed && error.code() != ErrorCode::ResourceExhausted {
                     let is_absent = |state: &State| matches!(state, State::OnDemand);
                     let _ = self.set_if(name, version, is_absent, State::Unavailable(error.to_string()));
                 }
@@ -547,7 +550,12 @@ impl Models {
     }
 
     async fn load_now(self: &Arc<Self>, name: &ModelName, version: ModelVersion) -> Result<Arc<Served>> {
-        self.flight(name, version).await.map_err(|error| error.repeat())
+        match self.flight(name, version).await {
+            // A load that ended as one nobody wanted any more: by now it is wanted again.
+            Err(_) if !self.flights.is_paused(name, version) => self.flight(name, version).await,
+            loaded => loaded,
+        }
+        .map_err(|error| error.repeat())
     }
 
     /// Runs `work` to its end even if nobody waits for it any more.
