@@ -11,19 +11,25 @@ use sconce_core::{
     Backend, Batch, BatchOutput, ByteBudget, Error, InferOutput, Inputs, LoadedModel, ModelInput, Result,
     Signature,
 };
-use sconce_scheduler::{BatchPolicy, Batcher, Device, Due, Entry, Priority, Scheduler, Submission};
+use sconce_scheduler::{
+    BatchPolicy, Batcher, Device, Due, Entry, Priority, Scheduler, Submission, Tenant, Work,
+};
 use std::hint::black_box;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 const QUEUED: usize = 10_000;
+/// What each batch is said to be and to take.
+const WORK: Work = Work { rows: 1, tokens: 0 };
+const TIME: Duration = Duration::from_nanos(100);
 
 fn policy(max_rows: usize) -> BatchPolicy {
-    BatchPolicy { max_rows, max_tokens: None, max_delay: Duration::ZERO, queue_depth: QUEUED }
+    BatchPolicy { max_rows, queue_depth: QUEUED, queue_target: Duration::ZERO, ..BatchPolicy::default() }
 }
 
 fn entry(now: Instant) -> Entry<()> {
-    Entry { ticket: (), rows: 1, tokens: 0, priority: Priority::default(), queued_at: now, deadline: None }
+    let (priority, tenant) = (Priority::default(), Tenant::default());
+    Entry { ticket: (), rows: 1, tokens: 0, longest: 0, priority, tenant, queued_at: now, deadline: None }
 }
 
 /// A request into the queue and out of it again, in batches of 1 and 64.
@@ -31,14 +37,16 @@ fn push_and_take(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("batcher/push_and_take");
     let now = Instant::now();
     for requests in [1, 64] {
-        let mut batcher = Batcher::new(policy(requests));
+        let mut batcher = Batcher::new(policy(requests), 1);
         group.throughput(Throughput::Elements(requests as u64));
         group.bench_function(BenchmarkId::from_parameter(requests), |bencher| {
             bencher.iter(|| {
                 for _ in 0..requests {
-                    let _ = black_box(batcher.push(black_box(entry(now))));
+                    let _ = black_box(batcher.push(now, black_box(entry(now))));
                 }
-                black_box(batcher.take(now, |()| false))
+                let batch = batcher.take(now, false, |()| false);
+                batcher.finished(batch.id, WORK, Some(TIME));
+                black_box(batch)
             });
         });
     }
@@ -51,23 +59,39 @@ fn decide(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("batcher/10000_queued");
     let now = Instant::now();
     for (name, max_delay) in [("due", Duration::ZERO), ("due_with_delay", Duration::from_secs(1))] {
-        let mut batcher = Batcher::new(BatchPolicy { max_delay, ..policy(2 * QUEUED) });
-        (0..QUEUED).for_each(|_| drop(batcher.push(entry(now))));
+        let mut batcher = Batcher::new(BatchPolicy { max_delay, ..policy(2 * QUEUED) }, 1);
+        (0..QUEUED).for_each(|_| drop(batcher.push(now, entry(now))));
         group.bench_function(name, |bencher| {
             bencher.iter(|| assert_ne!(batcher.due(black_box(now)), Due::Idle))
         });
     }
+    let alike = |_: usize| entry(now);
+    // Of sixteen tenants, and each with a deadline: nothing comes in the order in which it leaves.
+    let all_sorts = |at: usize| Entry {
+        tenant: Tenant { id: (at % 16) as u32, weight: 1.0 },
+        deadline: Some(now + Duration::from_secs(100) + Duration::from_micros((at * 7919 % QUEUED) as u64)),
+        ..entry(now)
+    };
     for requests in [1, 64] {
-        let mut batcher = Batcher::new(policy(requests));
-        (0..QUEUED).for_each(|_| drop(batcher.push(entry(now))));
-        group.throughput(Throughput::Elements(requests as u64));
-        group.bench_function(BenchmarkId::new("take_and_push_back", requests), |bencher| {
-            bencher.iter(|| {
-                for entry in batcher.take(now, |()| false).entries {
-                    let _ = black_box(batcher.push(entry));
-                }
-            });
-        });
+        let cases: [(&str, &dyn Fn(usize) -> Entry<()>); 2] = [("alike", &alike), ("all_sorts", &all_sorts)];
+        for (name, make) in cases {
+            let mut batcher = Batcher::new(policy(requests), 1);
+            (0..100).for_each(|_| batcher.observe(WORK, TIME));
+            (0..QUEUED).for_each(|at| drop(batcher.push(now, make(at))));
+            group.throughput(Throughput::Elements(requests as u64));
+            group.bench_function(
+                BenchmarkId::new(format!("take_and_push_back/{name}"), requests),
+                |bencher| {
+                    bencher.iter(|| {
+                        let batch = batcher.take(now, false, |()| false);
+                        batcher.finished(batch.id, WORK, Some(TIME));
+                        for entry in batch.entries {
+                            let _ = black_box(batcher.push(now, entry));
+                        }
+                    });
+                },
+            );
+        }
     }
     group.finish();
 }
@@ -130,6 +154,7 @@ fn submission() -> Submission {
     Submission {
         input: ModelInput { tensors: Vec::new(), rows: 1, row_tokens: Vec::new() },
         priority: Priority::default(),
+        tenant: Tenant::default(),
         deadline: None,
         arrived_at: Instant::now(),
         prepare_time: Duration::ZERO,

@@ -1,4 +1,5 @@
 use std::error::Error as StdError;
+use std::time::Duration;
 
 /// What a failed request comes to. Closed: the front door maps each code to exactly one wire status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,6 +39,7 @@ pub struct Error {
     message: String,
     #[source]
     source: Option<Box<dyn StdError + Send + Sync>>,
+    retry_after: Option<Duration>,
 }
 
 /// A result whose error carries an [`ErrorCode`].
@@ -46,7 +48,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `code` with the caller's `message`.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), source: None }
+        Self { code, message: message.into(), source: None, retry_after: None }
     }
 
     /// [`ErrorCode::InvalidArgument`].
@@ -71,6 +73,18 @@ impl Error {
         self
     }
 
+    /// Says when the same request may succeed.
+    #[must_use]
+    pub fn with_retry_after(mut self, after: Duration) -> Self {
+        self.retry_after = Some(after);
+        self
+    }
+
+    /// When the same request may succeed, from now.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
     /// What the failure comes to.
     pub fn code(&self) -> ErrorCode {
         self.code
@@ -79,6 +93,6 @@ impl Error {
     /// The same failure for another request of the same batch. The cause stays with the first: the log tells it once.
     #[must_use]
     pub fn repeat(&self) -> Self {
-        Self::new(self.code, self.message.clone())
+        Self { retry_after: self.retry_after, ..Self::new(self.code, self.message.clone()) }
     }
 }

@@ -23,6 +23,11 @@ pub trait LoadedModel: Send + Sync {
         Preparation::default()
     }
 
+    /// Whether its backends pad every row to the longest of a batch.
+    fn is_padded(&self) -> bool {
+        false
+    }
+
     /// Turns a request's tensors into what the backend executes: text tokenized, features encoded. After this the
     /// request's true cost, rows and tokens, is known.
     ///
@@ -72,6 +77,11 @@ impl ModelInput {
     /// Tokens of all rows.
     pub fn tokens(&self) -> usize {
         self.row_tokens.iter().sum()
+    }
+
+    /// Tokens of the longest row.
+    pub fn longest(&self) -> usize {
+        self.row_tokens.iter().copied().max().unwrap_or_default()
     }
 }
 

@@ -9,6 +9,10 @@ pub enum CloseReason {
     FreeWorker,
     /// The configured queue delay of its oldest request ran out.
     Delay,
+    /// With one more request, one of it would have been late.
+    Deadline,
+    /// With one more request it would have taken longer than others who want the device should wait.
+    Quantum,
 }
 
 impl CloseReason {
@@ -18,6 +22,8 @@ impl CloseReason {
             Self::Full => "full",
             Self::FreeWorker => "free_worker",
             Self::Delay => "delay",
+            Self::Deadline => "deadline",
+            Self::Quantum => "quantum",
         }
     }
 }
@@ -39,6 +45,8 @@ pub struct ExecutionRecord {
     pub batch_padding: usize,
     /// Why the batch was closed.
     pub close_reason: CloseReason,
+    /// Requests that waited before the batch was composed.
+    pub queue_depth: usize,
     /// When the request entered the queue.
     pub queued_at: Instant,
     /// When its batch was closed and handed to the backend.

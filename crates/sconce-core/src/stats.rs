@@ -120,12 +120,16 @@ pub struct ModelStats {
     pub inference_count: u64,
     /// Tokens executed, without padding.
     pub token_count: u64,
+    /// Tokens of padding executed.
+    pub padding_count: u64,
     /// Batches run.
     pub execution_count: u64,
     /// Batches by rows. Bounded by the model's maximum batch size.
     pub batches: BTreeMap<usize, BatchSizeStats>,
     /// Batches by the reason they were closed for, by its name.
     pub close_reasons: BTreeMap<&'static str, u64>,
+    /// Requests that the scheduler refused or gave up, by the reason's name.
+    pub refusals: BTreeMap<&'static str, u64>,
     /// When the last request was answered.
     pub last_inference: Option<SystemTime>,
     /// Requests from the front door to the answer.

@@ -1,7 +1,9 @@
+use crate::batcher::RIVALRY;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
 /// One model version in the eyes of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,47 +22,78 @@ pub enum Claim {
     Wait(Ticket),
 }
 
-/// Shares a device's slots among models, round robin: a model that wants ten slots waits as long between two of them as
-/// one that wants two. Pure.
+/// Shares a device's slots among models by the time they use them: start-time fair queueing (Goyal, Vin, Cheng 1996). While several
+/// want slots, each gets time by its weight, however many slots it asks for at once and however long its batches are. Pure.
 #[derive(Debug)]
 pub struct Arbiter {
     free: usize,
-    /// Models that wait, next first; each once, with its tickets in order.
-    ring: VecDeque<(ClientId, VecDeque<Ticket>)>,
+    /// Where the client that was granted a slot last stood.
+    virtual_time: f64,
+    /// Clients that hold or want slots, or have had more than their share.
+    clients: Vec<Client>,
     next_ticket: u64,
+}
+
+#[derive(Debug)]
+struct Client {
+    id: ClientId,
+    /// Seconds of slots it used, over its weight.
+    virtual_time: f64,
+    held: usize,
+    /// In order.
+    tickets: VecDeque<Ticket>,
 }
 
 impl Arbiter {
     /// An arbiter of `slots` slots, all free.
     pub fn new(slots: usize) -> Self {
-        Self { free: slots, ring: VecDeque::new(), next_ticket: 0 }
+        Self { free: slots, virtual_time: 0.0, clients: Vec::new(), next_ticket: 0 }
     }
 
     /// Asks for a slot.
     pub fn claim(&mut self, client: ClientId) -> Claim {
+        let now = self.virtual_time;
+        let at = self.clients.iter().position(|known| known.id == client).unwrap_or_else(|| {
+            let new = Client { id: client, virtual_time: now, held: 0, tickets: VecDeque::new() };
+            self.clients.push(new);
+            self.clients.len() - 1
+        });
+        let client = &mut self.clients[at];
+        if client.held == 0 && client.tickets.is_empty() {
+            // What it did not ask for in the past it cannot ask for now.
+            client.virtual_time = client.virtual_time.max(now);
+        }
         if self.free > 0 {
             self.free -= 1;
+            client.held += 1;
+            self.virtual_time = now.max(client.virtual_time);
             return Claim::Granted;
         }
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
-        match self.ring.iter_mut().find(|(waiting, _)| *waiting == client) {
-            Some((_, tickets)) => tickets.push_back(ticket),
-            None => self.ring.push_back((client, VecDeque::from([ticket]))),
-        }
+        client.tickets.push_back(ticket);
         Claim::Wait(ticket)
     }
 
-    /// Gives a slot back; it passes to the ticket that is returned, if any waits.
-    pub fn release(&mut self) -> Option<Ticket> {
-        let Some((client, mut tickets)) = self.ring.pop_front() else {
-            self.free += 1;
-            return None;
-        };
-        let granted = tickets.pop_front();
-        if !tickets.is_empty() {
-            self.ring.push_back((client, tickets));
+    /// Gives back a slot that a client of `weight` held for `used`; it passes to the ticket that is returned, if any waits.
+    pub fn release(&mut self, client: ClientId, weight: f32, used: Duration) -> Option<Ticket> {
+        if let Some(client) = self.clients.iter_mut().find(|known| known.id == client) {
+            client.held = client.held.saturating_sub(1);
+            client.virtual_time += used.as_secs_f64() / f64::from(weight.max(f32::MIN_POSITIVE));
         }
+        let waiting = self.clients.iter_mut().filter(|client| !client.tickets.is_empty());
+        let next = waiting.min_by(|a, b| a.virtual_time.total_cmp(&b.virtual_time));
+        let granted = next.and_then(|client| {
+            client.held += 1;
+            self.virtual_time = self.virtual_time.max(client.virtual_time);
+            client.tickets.pop_front()
+        });
+        if granted.is_none() {
+            self.free += 1;
+        }
+        let now = self.virtual_time;
+        self.clients
+            .retain(|client| client.held > 0 || !client.tickets.is_empty() || client.virtual_time > now);
         granted
     }
 }
@@ -79,17 +112,31 @@ struct State {
     arbiter: Arbiter,
     /// The threads to wake, one each, by the tickets they hold.
     waiting: Vec<(Ticket, Thread)>,
+    /// Who asked last, and when there last was someone else.
+    client: Option<ClientId>,
+    rivals_at: Option<Instant>,
 }
 
 /// A slot of a device, given back on drop.
 #[derive(Debug)]
-pub(crate) struct Slot<'a>(&'a Device);
+pub(crate) struct Slot<'a> {
+    device: &'a Device,
+    client: ClientId,
+    weight: f32,
+    since: Instant,
+    has_rivals: bool,
+}
 
 impl Device {
     /// A device with `slots` slots (at least 1): one a compute core on CPU, one on a GPU.
     pub fn new(slots: usize) -> Self {
         Self {
-            state: Mutex::new(State { arbiter: Arbiter::new(slots.max(1)), waiting: Vec::new() }),
+            state: Mutex::new(State {
+                arbiter: Arbiter::new(slots.max(1)),
+                waiting: Vec::new(),
+                client: None,
+                rivals_at: None,
+            }),
             waiting: AtomicUsize::new(0),
             next_client: AtomicUsize::new(0),
         }
@@ -105,9 +152,13 @@ impl Device {
         ClientId(self.next_client.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Waits for a slot.
-    pub(crate) fn acquire(&self, client: ClientId) -> Slot<'_> {
+    /// Waits for a slot, for a client of `weight`.
+    pub(crate) fn acquire(&self, client: ClientId, weight: f32) -> Slot<'_> {
+        let now = Instant::now();
         let mut state = self.lock();
+        if state.client.replace(client).is_some_and(|last| last != client) {
+            state.rivals_at = Some(now);
+        }
         if let Claim::Wait(ticket) = state.arbiter.claim(client) {
             state.waiting.push((ticket, thread::current()));
             self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -117,7 +168,9 @@ impl Device {
                 state = self.lock();
             }
         }
-        Slot(self)
+        let since = Instant::now();
+        let has_rivals = state.rivals_at.is_some_and(|at| since.saturating_duration_since(at) < RIVALRY);
+        Slot { device: self, client, weight, since, has_rivals }
     }
 
     // The state is only touched by the few lines here, which do not panic: a poisoned lock is still a sound one.
@@ -127,19 +180,25 @@ impl Device {
 }
 
 impl Slot<'_> {
-    /// Whether someone else waits for a slot of this device.
-    pub(crate) fn contested(&self) -> bool {
-        self.0.waiting() > 0
+    /// Whether someone waits for a slot of this device.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.device.waiting() > 0
+    }
+
+    /// Whether another client was there of late.
+    pub(crate) fn has_rivals(&self) -> bool {
+        self.has_rivals
     }
 }
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
-        let granted = state.arbiter.release();
+        let used = self.since.elapsed();
+        let mut state = self.device.lock();
+        let granted = state.arbiter.release(self.client, self.weight, used);
         if let Some(place) = state.waiting.iter().position(|(waiting, _)| Some(*waiting) == granted) {
             let (_, thread) = state.waiting.swap_remove(place);
-            self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.device.waiting.fetch_sub(1, Ordering::Relaxed);
             drop(state);
             thread.unpark();
         }
@@ -149,6 +208,9 @@ impl Drop for Slot<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    const MS: Duration = Duration::from_millis(1);
 
     #[test]
     fn a_greedy_model_does_not_starve_another() {
@@ -157,11 +219,61 @@ mod tests {
         assert_eq!(arbiter.claim(greedy), Claim::Granted);
         let greedy_tickets: Vec<_> = (0..5).map(|_| arbiter.claim(greedy)).collect();
         let modest_ticket = arbiter.claim(modest);
-        let order: Vec<_> = std::iter::from_fn(|| arbiter.release()).map(Claim::Wait).collect();
-        assert_eq!(order[0], greedy_tickets[0]);
-        assert_eq!(order[1], modest_ticket, "the second model is next, however many the first has in line");
-        assert_eq!(order[2..], greedy_tickets[1..]);
+        let mut order = Vec::new();
+        let mut holder = greedy;
+        while let Some(ticket) = arbiter.release(holder, 1.0, MS) {
+            let is_modest = Claim::Wait(ticket) == modest_ticket;
+            holder = if is_modest { modest } else { greedy };
+            order.push(Claim::Wait(ticket));
+        }
+        assert_eq!(order[0], modest_ticket, "the second model is next, however many the first has in line");
+        assert_eq!(order[1..], greedy_tickets);
         assert_eq!(arbiter.claim(modest), Claim::Granted, "the last release freed the slot");
+    }
+
+    proptest! {
+        /// Models that always want a slot get time by their weights, whatever their batches take.
+        #[test]
+        fn time_is_shared_by_weight(
+            models in prop::collection::vec((1u64..50, 1u32..8), 2..6),
+            slots in 1usize..3,
+        ) {
+            let mut arbiter = Arbiter::new(slots);
+            // Each model claims again as soon as it was served: (model, when its batch ends).
+            let mut running: Vec<(u64, usize)> = Vec::new();
+            let mut used = vec![0u64; models.len()];
+            let mut tickets = std::collections::HashMap::new();
+            let claim = |arbiter: &mut Arbiter, model: usize, now: u64, running: &mut Vec<(u64, usize)>,
+                             tickets: &mut std::collections::HashMap<Ticket, usize>| {
+                match arbiter.claim(ClientId(model)) {
+                    Claim::Granted => running.push((now + models[model].0, model)),
+                    Claim::Wait(ticket) => { tickets.insert(ticket, model); }
+                }
+            };
+            for model in 0..models.len() {
+                for _ in 0..=slots { claim(&mut arbiter, model, 0, &mut running, &mut tickets); }
+            }
+            for _ in 0..20_000 {
+                running.sort_unstable_by(|a, b| b.cmp(a));
+                let (now, model) = running.pop().unwrap();
+                let (took, weight) = models[model];
+                used[model] += took;
+                let granted = arbiter.release(ClientId(model), weight as f32, MS * took as u32);
+                if let Some(next) = granted.and_then(|ticket| tickets.remove(&ticket)) {
+                    running.push((now + models[next].0, next));
+                }
+                claim(&mut arbiter, model, now, &mut running, &mut tickets);
+            }
+            let shares: Vec<f64> =
+                models.iter().zip(&used).map(|(&(_, weight), &used)| used as f64 / f64::from(weight)).collect();
+            let (least, most) = shares.iter().fold((f64::MAX, 0.0f64), |(a, b), &s| (a.min(s), b.max(s)));
+            // One batch more or less of each is what cannot be divided; a model cannot use more than its slots.
+            let weights: u32 = models.iter().map(|model| model.1).sum();
+            let can_use_its_share = models.iter().all(|model| model.1 as usize * slots <= weights as usize);
+            if can_use_its_share {
+                prop_assert!(most <= 1.02 * least + 200.0, "{shares:?} {models:?}");
+            }
+        }
     }
 
     #[test]
@@ -173,7 +285,7 @@ mod tests {
                 scope.spawn(|| {
                     let client = device.client();
                     for _ in 0..200 {
-                        let slot = device.acquire(client);
+                        let slot = device.acquire(client, 1.0);
                         most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                         std::thread::yield_now();
                         running.fetch_sub(1, Ordering::SeqCst);

@@ -8,9 +8,14 @@
 
 mod arbiter;
 mod batcher;
+mod cost;
+mod entry;
+mod line;
 mod scheduler;
 mod worker;
 
 pub use arbiter::{Arbiter, Claim, ClientId, Device, Ticket};
-pub use batcher::{BatchPolicy, Batcher, Dispatch, Due, Entry, Priority};
+pub use batcher::{BatchPolicy, Batcher, Dispatch, Due, PATIENCE};
+pub use cost::{CostModel, CostReport, Work};
+pub use entry::{Entry, Priority, Refusal, Tenant};
 pub use scheduler::{Reply, Scheduler, Submission};

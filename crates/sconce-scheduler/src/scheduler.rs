@@ -1,5 +1,7 @@
 use crate::arbiter::{ClientId, Device};
-use crate::batcher::{BatchPolicy, Batcher, Due, Entry, Priority};
+use crate::batcher::{BatchPolicy, Batcher, Dispatch, Due};
+use crate::cost::{CostReport, Work};
+use crate::entry::{Entry, Priority, Refusal, Tenant};
 use crate::worker;
 use sconce_core::{
     Error, ErrorCode, ExecutionRecord, FailReason, InferOutput, LoadedModel, ModelInput, ModelStats,
@@ -18,6 +20,8 @@ pub struct Submission {
     pub input: ModelInput,
     /// Who goes first.
     pub priority: Priority,
+    /// Whose it is.
+    pub tenant: Tenant,
     /// After this the answer is worthless.
     pub deadline: Option<Instant>,
     /// When the request came through the front door.
@@ -50,6 +54,8 @@ pub(crate) struct Shared {
     pub(crate) model: Arc<dyn LoadedModel>,
     pub(crate) device: Arc<Device>,
     pub(crate) client: ClientId,
+    /// Its share of the device.
+    pub(crate) weight: f32,
     queue: Mutex<Queue>,
     wake: Condvar,
     /// The runtime the callers wait on, if they do.
@@ -66,7 +72,6 @@ pub(crate) struct Queue {
     idle_workers: usize,
     /// A worker was woken and has not looked yet: it will see what arrives until then.
     waking: bool,
-    next_batch_id: u64,
     next_sweep: Instant,
 }
 
@@ -127,18 +132,19 @@ impl Scheduler {
         device: Arc<Device>,
         instances: usize,
     ) -> Result<Self> {
+        let policy = BatchPolicy { is_padded: model.is_padded(), ..policy };
         let shared = Arc::new(Shared {
             model,
             client: device.client(),
+            weight: policy.weight,
             device,
             max_rows: policy.max_rows,
             queue: Mutex::new(Queue {
-                batcher: Batcher::new(policy),
+                batcher: Batcher::new(policy, instances),
                 closed: false,
                 hurried: false,
                 idle_workers: 0,
                 waking: false,
-                next_batch_id: 1,
                 next_sweep: Instant::now(),
             }),
             wake: Condvar::new(),
@@ -166,6 +172,16 @@ impl Scheduler {
         is_ready.recv().unwrap_or_else(|_| Err(Error::internal("a worker ended while it started")))
     }
 
+    /// Tells the scheduler, before its first request, what a batch took elsewhere.
+    pub fn learn(&self, work: Work, time: Duration) {
+        self.shared.queue().batcher.observe(work, time);
+    }
+
+    /// What was learned of the time that batches take.
+    pub fn cost(&self) -> CostReport {
+        self.shared.queue().batcher.cost()
+    }
+
     /// The model it runs.
     pub fn model(&self) -> &Arc<dyn LoadedModel> {
         &self.shared.model
@@ -175,11 +191,12 @@ impl Scheduler {
     /// request.
     ///
     /// # Errors
-    /// At once: `ResourceExhausted` when the queue is full, `DeadlineExceeded` when the deadline has passed,
-    /// `InvalidArgument` for more rows than a batch may have, `Unavailable` after [`Scheduler::close`].
+    /// At once: `ResourceExhausted`, with the time after which to try again, when the queue is full or has been too long for too
+    /// long; `DeadlineExceeded` when the deadline has passed or will have before there can be an answer; `InvalidArgument` for more rows than a batch may have, `Unavailable` after [`Scheduler::close`].
     pub fn submit(&self, submission: Submission) -> Result<oneshot::Receiver<Reply>> {
         let now = Instant::now();
-        let Submission { input, priority, deadline, arrived_at, prepare_time, reservation } = submission;
+        let Submission { input, priority, tenant, deadline, arrived_at, prepare_time, reservation } =
+            submission;
         if deadline.is_some_and(|deadline| deadline <= now) {
             return Err(Error::deadline_exceeded());
         }
@@ -190,19 +207,19 @@ impl Scheduler {
             )));
         }
         let (reply, receiver) = oneshot::channel();
-        let (rows, tokens) = (input.rows, input.tokens());
+        let (rows, tokens, longest) = (input.rows, input.tokens(), input.longest());
         let job = Job { input, arrived_at, prepare_time, reply, reservation };
         let mut queue = self.shared.queue();
         if queue.closed {
             return Err(Error::new(ErrorCode::Unavailable, "the model version is being unloaded"));
         }
-        let entry = Entry { ticket: job, rows, tokens, priority, queued_at: now, deadline };
+        let entry = Entry { ticket: job, rows, tokens, longest, priority, tenant, queued_at: now, deadline };
         let mut dropped = Vec::new();
-        let mut pushed = queue.batcher.push(entry);
-        if let Err(entry) = pushed {
+        let mut pushed = queue.batcher.push(now, entry);
+        if let Err((_, entry)) = pushed {
             // Room may be held by requests that will never run.
             dropped = queue.sweep(now);
-            pushed = queue.batcher.push(entry);
+            pushed = queue.batcher.push(now, entry);
         }
         // The first in the queue needs a worker that watches the clock for it; those behind it a worker only when a batch is
         // due.
@@ -212,16 +229,16 @@ impl Scheduler {
             pushed.is_ok() && wanted && queue.idle_workers > 0 && !std::mem::replace(&mut queue.waking, true);
         drop(queue);
         self.shared.answer_dropped(dropped);
-        if pushed.is_err() {
-            return Err(Error::new(
-                ErrorCode::ResourceExhausted,
-                "the model's queue is full: try again later",
-            ));
-        }
         if wake {
             self.shared.wake.notify_one();
         }
-        Ok(receiver)
+        match pushed {
+            Ok(shed) => {
+                shed.into_iter().for_each(|entry| self.shared.give_up(entry));
+                Ok(receiver)
+            }
+            Err((refusal, _)) => Err(self.shared.refuse(refusal)),
+        }
     }
 
     /// Counts a request that failed before it reached the queue.
@@ -295,19 +312,18 @@ impl Shared {
     }
 
     /// Composes a batch if one is due; `None` when another worker was faster. Dropped requests are answered here.
-    pub(crate) fn take_batch(&self) -> Option<(Vec<Entry<Job>>, sconce_core::CloseReason, u64)> {
+    /// `contested`: another model wants the device.
+    pub(crate) fn take_batch(&self, contested: bool) -> Option<Dispatch<Job>> {
         let mut queue = self.queue();
         loop {
             let now = Instant::now();
             if queue.due(now) != Due::Now {
                 return None;
             }
-            let mut dispatch = queue.batcher.take(now, Job::abandoned);
+            let mut dispatch = queue.batcher.take(now, contested, Job::abandoned);
             // The others that will never run hold memory as long as they wait.
             dispatch.dropped.append(&mut queue.sweep(now));
             if !dispatch.entries.is_empty() {
-                let batch_id = queue.next_batch_id;
-                queue.next_batch_id += 1;
                 // What did not fit is another worker's, if one sleeps: the one wake-up a push sends may have been ours.
                 let left = queue.idle_workers > 0 && !queue.batcher.is_empty();
                 let wake = left && !std::mem::replace(&mut queue.waking, true);
@@ -315,8 +331,8 @@ impl Shared {
                 if wake {
                     self.wake.notify_one();
                 }
-                self.answer_dropped(dispatch.dropped);
-                return Some((dispatch.entries, dispatch.reason, batch_id));
+                self.answer_dropped(std::mem::take(&mut dispatch.dropped));
+                return Some(dispatch);
             }
             drop(queue);
             self.answer_dropped(dispatch.dropped);
@@ -334,9 +350,51 @@ impl Shared {
             stats.add_failure(FailReason::Canceled, entry.ticket.arrived_at.elapsed());
         }
         drop(stats);
+        let now = Instant::now();
         for entry in dropped {
-            entry.ticket.answer(Err(Error::deadline_exceeded()), None);
+            let is_late = entry.deadline.is_some_and(|deadline| deadline > now);
+            let error =
+                if is_late { too_late("there is not enough time left") } else { Error::deadline_exceeded() };
+            entry.ticket.answer(Err(error), None);
         }
+    }
+
+    /// Answers a request that had to make room.
+    fn give_up(&self, entry: Entry<Job>) {
+        let error = Error::new(
+            ErrorCode::ResourceExhausted,
+            "the model's queue is full, and the request's place went to one of a higher priority",
+        );
+        let mut stats = self.stats();
+        stats.add_failure(FailReason::Rejected, entry.ticket.arrived_at.elapsed());
+        *stats.refusals.entry("shed").or_default() += 1;
+        drop(stats);
+        let waited = entry.queued_at.elapsed();
+        entry.ticket.answer(Err(error.with_retry_after(waited)), None);
+    }
+
+    fn refuse(&self, refusal: Refusal) -> Error {
+        *self.stats().refusals.entry(refusal.name()).or_default() += 1;
+        match refusal {
+            Refusal::Full { retry_after } => {
+                Error::new(ErrorCode::ResourceExhausted, "the model's queue is full: try again later")
+                    .with_retry_after(retry_after)
+            }
+            Refusal::Overloaded { wait, retry_after } => {
+                let message = format!("the model is overloaded: the request would wait {}", millis(wait));
+                Error::new(ErrorCode::ResourceExhausted, message).with_retry_after(retry_after)
+            }
+            Refusal::TooLate { estimate, allowed } => too_late(&format!(
+                "the answer would take {}, and {} are left",
+                millis(estimate),
+                millis(allowed)
+            )),
+        }
+    }
+
+    /// Learns from a batch that ended.
+    pub(crate) fn finished(&self, id: u64, work: Work, service: Option<Duration>) {
+        self.queue().batcher.finished(id, work, service);
     }
 
     pub(crate) fn stats(&self) -> MutexGuard<'_, ModelStats> {
@@ -354,4 +412,12 @@ impl Shared {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn too_late(why: &str) -> Error {
+    Error::new(ErrorCode::DeadlineExceeded, format!("the deadline cannot be met: {why}"))
+}
+
+fn millis(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1e3)
 }

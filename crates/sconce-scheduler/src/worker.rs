@@ -1,4 +1,6 @@
-use crate::batcher::Entry;
+use crate::batcher::Dispatch;
+use crate::cost::Work;
+use crate::entry::Entry;
 use crate::scheduler::{Job, Shared};
 use sconce_core::{
     Backend, Batch, BatchOutput, CloseReason, Error, ExecutionRecord, FailReason, ModelInput, Result,
@@ -11,7 +13,8 @@ use std::time::{Instant, SystemTime};
 
 /// A worker's life: make the backend, say so, then run batches until the queue is closed and empty.
 pub(crate) fn run(shared: &Shared, instance: usize, ready: &SyncSender<Result<()>>) {
-    let mut worker = Worker { shared, instance, backend: None, running: VecDeque::new() };
+    let mut worker =
+        Worker { shared, instance, backend: None, running: VecDeque::new(), free_since: Instant::now() };
     let made = worker.make_backend();
     let failed = made.is_err();
     let _ = ready.send(made);
@@ -19,14 +22,14 @@ pub(crate) fn run(shared: &Shared, instance: usize, ready: &SyncSender<Result<()
         return;
     }
     while shared.wait_until_due() {
-        let slot = shared.device.acquire(shared.client);
+        let slot = shared.device.acquire(shared.client, shared.weight);
         loop {
-            worker.fill();
+            worker.fill(slot.has_rivals());
             if worker.running.is_empty() {
                 break;
             }
             worker.collect_oldest();
-            if slot.contested() {
+            if slot.is_wanted() {
                 while !worker.running.is_empty() {
                     worker.collect_oldest();
                 }
@@ -43,6 +46,8 @@ struct Worker<'a> {
     /// The backend and its depth. `None` after a panic, until the next batch makes it again.
     backend: Option<(Box<dyn Backend>, usize)>,
     running: VecDeque<Running>,
+    /// Since when the backend has had nothing older to do.
+    free_since: Instant,
 }
 
 /// A submitted batch and who waits for it.
@@ -50,6 +55,7 @@ struct Running {
     entries: Vec<Entry<Job>>,
     reason: CloseReason,
     batch_id: u64,
+    queue_depth: usize,
     rows: usize,
     tokens: usize,
     started_at: Instant,
@@ -59,17 +65,19 @@ struct Running {
 impl Worker<'_> {
     /// Submits what is due until the backend has all it can hold, or a batch fails. Then the turn is over: a model that
     /// only fails must not keep the slot, and a rebuilt backend must not meet batches of the one before it.
-    fn fill(&mut self) {
+    fn fill(&mut self, contested: bool) {
         let depth = self.backend.as_ref().map_or(1, |(_, depth)| *depth);
         while self.running.len() < depth {
-            let Some((mut entries, reason, batch_id)) = self.shared.take_batch() else { return };
+            let Some(dispatch) = self.shared.take_batch(contested) else { return };
+            let Dispatch { id: batch_id, mut entries, reason, queue_depth, .. } = dispatch;
             let started_at = Instant::now();
             let inputs: Vec<ModelInput> = entries.iter_mut().map(|entry| entry.ticket.take_input()).collect();
             let batch = Batch { inputs };
             let (rows, tokens) = (batch.rows(), batch.tokens());
             let submitted_at = Instant::now();
             let submitted = self.make_backend().and_then(|()| self.guard(|backend| backend.submit(batch)));
-            let running = Running { entries, reason, batch_id, rows, tokens, started_at, submitted_at };
+            let running =
+                Running { entries, reason, batch_id, queue_depth, rows, tokens, started_at, submitted_at };
             match submitted {
                 Ok(()) => self.running.push_back(running),
                 Err(error) => return self.finish(running, Err(error)),
@@ -137,7 +145,8 @@ impl Worker<'_> {
     /// Answers every request of a batch, each exactly once.
     fn finish(&mut self, running: Running, output: Result<BatchOutput>) {
         let finished_at = Instant::now();
-        let Running { entries, reason, batch_id, rows, tokens, started_at, submitted_at } = running;
+        let Running { entries, reason, batch_id, queue_depth, rows, tokens, started_at, submitted_at } =
+            running;
         let requests = entries.len();
         let output = output.and_then(|output| {
             if output.outputs.len() == requests {
@@ -147,6 +156,10 @@ impl Worker<'_> {
             Err(Error::internal(format!("the model answered {got} of the batch's {requests} requests")))
         });
         let padding = output.as_ref().map_or(0, |output| output.padding);
+        let service = finished_at.saturating_duration_since(started_at.max(self.free_since));
+        self.free_since = finished_at;
+        let work = Work { rows, tokens: tokens + padding };
+        self.shared.finished(batch_id, work, output.is_ok().then_some(service));
         let record = |entry: &Entry<Job>| ExecutionRecord {
             batch_id,
             instance: self.instance,
@@ -155,6 +168,7 @@ impl Worker<'_> {
             batch_tokens: tokens,
             batch_padding: padding,
             close_reason: reason,
+            queue_depth,
             queued_at: entry.queued_at,
             started_at,
             finished_at,
@@ -205,6 +219,7 @@ impl Worker<'_> {
         if answered > 0 {
             stats.inference_count += answered_rows as u64;
             stats.token_count += tokens as u64;
+            stats.padding_count += padding as u64;
             stats.last_inference = Some(SystemTime::now());
         }
         stats.execution_count += 1;

@@ -10,7 +10,7 @@ use sconce_core::{
     Backend, Batch, BatchOutput, ByteBudget, CloseReason, DataType, Error, ErrorCode, FailReason,
     InferOutput, Inputs, LoadedModel, ModelInput, ModelStats, Result, Signature, Tensor,
 };
-use sconce_scheduler::{BatchPolicy, Device, Priority, Reply, Scheduler, Submission};
+use sconce_scheduler::{BatchPolicy, Device, Priority, Reply, Scheduler, Submission, Tenant};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::panic::resume_unwind;
@@ -195,12 +195,7 @@ impl Default for Setup {
             broken: 0..0,
             depth: 1,
             instances: 1,
-            policy: BatchPolicy {
-                max_rows: 8,
-                max_tokens: None,
-                max_delay: Duration::ZERO,
-                queue_depth: 100,
-            },
+            policy: BatchPolicy { max_rows: 8, queue_depth: 100, ..BatchPolicy::default() },
             device: Arc::new(Device::new(1)),
         }
     }
@@ -334,6 +329,7 @@ fn request(tag: i64, rows: usize) -> Submission {
     Submission {
         input: ModelInput { tensors: vec![tensor], rows, row_tokens: vec![] },
         priority: Priority::default(),
+        tenant: Tenant::default(),
         deadline: None,
         arrived_at: Instant::now(),
         prepare_time: Duration::ZERO,

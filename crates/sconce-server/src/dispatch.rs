@@ -2,7 +2,7 @@
 
 use crate::models::Served;
 use sconce_core::{Error, ErrorCode, InferOutput, ModelInput, Preparation, Reservation, Result, Tensor};
-use sconce_scheduler::{Priority, Submission};
+use sconce_scheduler::{Priority, Submission, Tenant};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::Semaphore;
@@ -83,6 +83,7 @@ pub(crate) async fn infer(
         served.scheduler.submit(Submission {
             input,
             priority,
+            tenant: Tenant::default(),
             deadline,
             arrived_at,
             prepare_time: started_at.elapsed(),

@@ -107,6 +107,7 @@ impl Loader {
             max_tokens: settings.max_batch_tokens,
             max_delay: settings.max_queue_delay,
             queue_depth: settings.queue_depth,
+            ..BatchPolicy::default()
         };
         let instances =
             settings.instances.unwrap_or_else(|| default_instances(settings.device, settings.threads));

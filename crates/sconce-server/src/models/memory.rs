@@ -92,6 +92,9 @@ impl LoadedModel for Leased {
     fn memory_bytes(&self) -> usize {
         self.model.memory_bytes()
     }
+    fn is_padded(&self) -> bool {
+        self.model.is_padded()
+    }
     fn preparation(&self, inputs: &Inputs) -> Preparation {
         self.model.preparation(inputs)
     }

@@ -3,7 +3,7 @@
 use super::{Served, Verdict, blocking};
 use sconce_core::{ByteBudget, Error, ErrorCode, Result, json};
 use sconce_registry::SmokeSample;
-use sconce_scheduler::{Priority, Submission};
+use sconce_scheduler::{Priority, Submission, Tenant};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,6 +48,7 @@ async fn answer(served: &Served, sample: &SmokeSample) -> Result<Duration> {
     let reply = served.scheduler.submit(Submission {
         input,
         priority: Priority::default(),
+        tenant: Tenant::default(),
         deadline: Some(started + limit),
         arrived_at: started,
         prepare_time: started.elapsed(),

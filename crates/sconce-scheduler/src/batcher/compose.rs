@@ -1,0 +1,241 @@
+//! What runs together.
+
+use super::{Batcher, Dispatch, PATIENCE, RIVALRY, WINDOW, Waiting};
+use crate::cost::Work;
+use crate::entry::Entry;
+use sconce_core::CloseReason;
+use std::time::{Duration, Instant};
+
+/// What has waited for long gets this part of a batch.
+const PATIENT_PART: usize = 4;
+/// Waits below this say nothing about how good expectations are.
+const MIN_WAIT: Duration = Duration::from_millis(1);
+
+/// A batch while it is composed.
+struct Draft<T> {
+    entries: Vec<Entry<T>>,
+    work: Work,
+    longest: usize,
+    /// The earliest deadline of those that can meet theirs.
+    deadline: Option<Instant>,
+    quantum: Option<Duration>,
+    /// Why the first request that did not fit did not.
+    reason: Option<CloseReason>,
+    /// Waits of its requests, and what was expected of them.
+    actual: f64,
+    expected: f64,
+}
+
+enum Next {
+    Fits(usize),
+    Drop(usize),
+    None,
+}
+
+impl<T> Batcher<T> {
+    /// Composes a batch of what waits. `contested`: another model wants the device. `abandoned` tells whether a caller went away.
+    pub fn take(&mut self, now: Instant, contested: bool, abandoned: impl Fn(&T) -> bool) -> Dispatch<T> {
+        let id = self.next_batch;
+        let queue_depth = self.len();
+        let rivals = self.rivals_at.is_some_and(|at| now.saturating_duration_since(at) < RIVALRY);
+        let mut draft = Draft {
+            entries: Vec::with_capacity(queue_depth.min(self.policy.max_rows)),
+            work: Work::default(),
+            longest: 0,
+            deadline: None,
+            quantum: (contested || rivals).then_some(self.policy.quantum),
+            reason: None,
+            actual: 0.0,
+            expected: 0.0,
+        };
+        let mut dropped = Vec::new();
+        self.take_patient(now, &mut draft, &mut dropped, &abandoned);
+        let mut window = WINDOW;
+        while draft.work.rows < self.policy.max_rows {
+            let Some((level, line)) = self.next_line(id) else { break };
+            match self.next_fit(now, &mut draft, level, line, &mut window, &abandoned) {
+                Next::Fits(slot) => {
+                    let level = &mut self.levels[level];
+                    level.virtual_time = level.lines[line].virtual_time;
+                    self.move_into(&mut draft, now, slot);
+                }
+                Next::Drop(slot) => dropped.extend(self.leave(slot)),
+                Next::None => self.levels[level].lines[line].passed = id,
+            }
+        }
+        let is_full = draft.work.rows >= self.policy.max_rows
+            || self
+                .policy
+                .max_tokens
+                .is_some_and(|max| !draft.entries.is_empty() && draft.work.tokens >= max);
+        let reason = match draft.reason {
+            _ if is_full => CloseReason::Full,
+            Some(reason) => reason,
+            None if self.policy.max_delay.is_zero() => CloseReason::FreeWorker,
+            None => CloseReason::Delay,
+        };
+        if !draft.entries.is_empty() {
+            self.next_batch += 1;
+            let takes = self.cost.estimate(draft.work).unwrap_or_default();
+            self.running.push((id, now + takes));
+            self.learn_pace(draft.actual, draft.expected);
+        }
+        Dispatch { id, entries: draft.entries, dropped, reason, queue_depth }
+    }
+
+    /// What has waited for long goes into each batch first, up to a part of it.
+    fn take_patient(
+        &mut self,
+        now: Instant,
+        draft: &mut Draft<T>,
+        dropped: &mut Vec<Entry<T>>,
+        abandoned: &impl Fn(&T) -> bool,
+    ) {
+        let most = self.policy.max_rows.div_ceil(PATIENT_PART);
+        while draft.work.rows < most
+            && let Some(&(seq, slot)) = self.arrivals.front()
+        {
+            if let Some(waiting) = self.arrival(seq, slot) {
+                if now.saturating_duration_since(waiting.entry.queued_at) < PATIENCE {
+                    break;
+                }
+                if self.is_gone(now, waiting, abandoned) {
+                    dropped.extend(self.leave(slot));
+                } else if self.misfit(now, draft, waiting).is_none() {
+                    self.move_into(draft, now, slot);
+                } else {
+                    break;
+                }
+            }
+            self.arrivals.pop_front();
+        }
+    }
+
+    /// The line that is next: of the best priority, the tenant that had the least of its share.
+    fn next_line(&self, batch: u64) -> Option<(usize, usize)> {
+        self.levels.iter().enumerate().find_map(|(at, level)| {
+            let lines = level.lines.iter().enumerate();
+            let open = lines.filter(|(_, line)| line.passed != batch && !line.line.is_empty());
+            let (line, _) = open.min_by(|(_, a), (_, b)| a.virtual_time.total_cmp(&b.virtual_time))?;
+            Some((at, line))
+        })
+    }
+
+    /// The first request of a line, if it fits, or else the largest of those behind it that does.
+    fn next_fit(
+        &self,
+        now: Instant,
+        draft: &mut Draft<T>,
+        level: usize,
+        line: usize,
+        window: &mut usize,
+        abandoned: &impl Fn(&T) -> bool,
+    ) -> Next {
+        let line = &self.levels[level].lines[line].line;
+        let mut best: Option<(Work, usize)> = None;
+        for place in line.iter() {
+            let Some(waiting) = self.waiting.get(place.slot) else { continue };
+            if self.is_gone(now, waiting, abandoned) {
+                return Next::Drop(place.slot);
+            }
+            match self.misfit(now, draft, waiting) {
+                None if draft.reason.is_none() => return Next::Fits(place.slot),
+                None => {
+                    let size = |work: Work| (work.tokens, work.rows);
+                    if best.is_none_or(|(work, _)| size(work) < size(place.work)) {
+                        best = Some((place.work, place.slot));
+                    }
+                }
+                Some(reason) => {
+                    draft.reason.get_or_insert(reason);
+                }
+            }
+            if *window == 0 {
+                break;
+            }
+            *window -= 1;
+        }
+        best.map_or(Next::None, |(_, slot)| Next::Fits(slot))
+    }
+
+    /// Whether a request must not run.
+    fn is_gone(&self, now: Instant, waiting: &Waiting<T>, abandoned: &impl Fn(&T) -> bool) -> bool {
+        let entry = &waiting.entry;
+        if entry.expired(now) || abandoned(&entry.ticket) {
+            return true;
+        }
+        // What comes too late only keeps others waiting; where there are no others, the estimate is put to the test.
+        let deadline = entry.deadline.filter(|_| self.len() > 1);
+        deadline.is_some_and(|deadline| {
+            self.cost.upper(waiting.work).is_some()
+                && self.cost.estimate(waiting.work).is_some_and(|takes| now + takes > deadline)
+        })
+    }
+
+    /// Why a request does not fit into a batch. One alone always does.
+    fn misfit(&self, now: Instant, draft: &Draft<T>, waiting: &Waiting<T>) -> Option<CloseReason> {
+        if draft.entries.is_empty() {
+            return None;
+        }
+        let merged = self.merged(draft, waiting);
+        let too_many = merged.rows > self.policy.max_rows;
+        if too_many || self.policy.max_tokens.is_some_and(|max| merged.tokens > max) {
+            return Some(CloseReason::Full);
+        }
+        if self.policy.is_padded && !self.is_worth_padding(draft, waiting, merged) {
+            return Some(CloseReason::Full);
+        }
+        let deadline = draft.deadline.into_iter().chain(waiting.entry.deadline).min();
+        if deadline.is_some_and(|at| self.cost.upper(merged).is_some_and(|takes| now + takes > at)) {
+            return Some(CloseReason::Deadline);
+        }
+        let quantum = draft.quantum.filter(|_| self.cost.upper(merged).is_some());
+        let is_long = |quantum| self.cost.estimate(merged).is_some_and(|takes| takes > quantum);
+        quantum.is_some_and(is_long).then_some(CloseReason::Quantum)
+    }
+
+    fn merged(&self, draft: &Draft<T>, waiting: &Waiting<T>) -> Work {
+        let rows = draft.work.rows + waiting.entry.rows;
+        let tokens = if self.policy.is_padded {
+            rows * draft.longest.max(waiting.entry.longest)
+        } else {
+            draft.work.tokens + waiting.work.tokens
+        };
+        Work { rows, tokens }
+    }
+
+    /// Whether one padded batch takes no longer than two. Before anything was learned: whether both are of about one length.
+    fn is_worth_padding(&self, draft: &Draft<T>, waiting: &Waiting<T>, merged: Work) -> bool {
+        match [draft.work, waiting.work, merged].map(|work| self.cost.upper(work)) {
+            [Some(one), Some(other), Some(both)] => both <= one + other,
+            _ => {
+                let bucket = |tokens: usize| tokens.next_power_of_two();
+                bucket(draft.longest) == bucket(waiting.entry.longest)
+            }
+        }
+    }
+
+    /// Moves a request into the batch, and charges its tenant.
+    fn move_into(&mut self, draft: &mut Draft<T>, now: Instant, slot: usize) {
+        let Some(waiting) = self.waiting.get(slot) else { return };
+        let merged = self.merged(draft, waiting);
+        let (expected, deadline) = (waiting.expected, waiting.entry.deadline);
+        let takes = self.cost.upper(waiting.work).unwrap_or_default();
+        let met = deadline.filter(|at| now + takes <= *at);
+        let (priority, tenant) = (waiting.entry.priority, waiting.entry.tenant.id);
+        let seconds = self.cost.marginal(waiting.work);
+        let lines = self.levels.get_mut(priority.level() - 1).map(|level| &mut level.lines);
+        if let Some(line) = lines.into_iter().flatten().find(|line| line.id == tenant) {
+            line.virtual_time += seconds / line.weight;
+        }
+        let Some(entry) = self.leave(slot) else { return };
+        if expected >= MIN_WAIT {
+            draft.actual += now.saturating_duration_since(entry.queued_at).as_secs_f64();
+            draft.expected += expected.as_secs_f64();
+        }
+        draft.work = merged;
+        draft.longest = draft.longest.max(entry.longest);
+        draft.deadline = draft.deadline.into_iter().chain(met).min();
+        draft.entries.push(entry);
+    }
+}

@@ -1,0 +1,40 @@
+use crate::cost::Work;
+use crate::line::Line;
+
+/// The requests of one priority. Tenants share by start-time fair queueing (Goyal, Vin, Cheng 1996) on estimated time.
+#[derive(Debug, Default)]
+pub(super) struct Level {
+    pub(super) lines: Vec<TenantLine>,
+    pub(super) work: Work,
+    /// The start of the request served last.
+    pub(super) virtual_time: f64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct TenantLine {
+    pub(super) id: u32,
+    pub(super) weight: f64,
+    /// Time it was served, over its weight; never behind the level's when it has requests.
+    pub(super) virtual_time: f64,
+    pub(super) line: Line,
+    /// The last batch in which none of it fits any more.
+    pub(super) passed: u64,
+}
+
+impl Level {
+    /// The line of a tenant; a new one begins where the others are.
+    pub(super) fn line(&mut self, tenant: u32, make: impl FnOnce() -> TenantLine) -> &mut TenantLine {
+        let empty = |line: &TenantLine| line.line.is_empty();
+        let at = self.lines.iter().position(|line| line.id == tenant);
+        let at = at.or_else(|| self.lines.iter().position(empty)).unwrap_or_else(|| {
+            self.lines.push(make());
+            self.lines.len() - 1
+        });
+        let line = &mut self.lines[at];
+        if line.line.is_empty() {
+            let behind = if line.id == tenant { line.virtual_time } else { 0.0 };
+            (line.id, line.virtual_time) = (tenant, self.virtual_time.max(behind));
+        }
+        line
+    }
+}

@@ -1,0 +1,303 @@
+mod admit;
+mod compose;
+mod level;
+#[cfg(test)]
+mod tests;
+
+use crate::cost::{CostModel, CostReport, Work};
+use crate::entry::{Entry, Priority, Refusal};
+use crate::line::{Key, Place};
+use admit::Pace;
+use level::{Level, TenantLine};
+use sconce_core::CloseReason;
+use slab::Slab;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// How requests become batches. Every field is validated where the configuration is read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BatchPolicy {
+    /// The most rows in a batch, at least 1.
+    pub max_rows: usize,
+    /// The most tokens in a batch. A single request beyond it runs alone.
+    pub max_tokens: Option<usize>,
+    /// How long a batch may wait for company. Zero: a free worker takes what waits.
+    pub max_delay: Duration,
+    /// The most requests that wait, at least 1.
+    pub queue_depth: usize,
+    /// What requests may wait at most while more come than can be answered. Zero: until the queue is full.
+    pub queue_target: Duration,
+    /// The most time a batch of several requests should take while another tenant, or another model of the device, is active.
+    pub quantum: Duration,
+    /// Whether the backend pads each row to a batch's longest.
+    pub is_padded: bool,
+    /// The model's share of its device's time while others want theirs, relative to their weights: more than 0.
+    pub weight: f32,
+}
+
+impl Default for BatchPolicy {
+    /// Batches of up to 64 rows of whatever waits, a queue of 1024 requests, no wait over a second, a quantum of 10 ms.
+    fn default() -> Self {
+        Self {
+            max_rows: 64,
+            max_tokens: None,
+            max_delay: Duration::ZERO,
+            queue_depth: 1024,
+            queue_target: Duration::from_secs(1),
+            quantum: Duration::from_millis(10),
+            is_padded: false,
+            weight: 1.0,
+        }
+    }
+}
+
+/// Whether a batch should be composed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// Now.
+    Now,
+    /// At this time, if nothing arrives before.
+    At(Instant),
+    /// Nothing waits.
+    Idle,
+}
+
+/// A composed batch. `entries` is empty when everything that waited was dropped.
+#[derive(Debug)]
+pub struct Dispatch<T> {
+    /// Its number, from 1. [`Batcher::finished`] must be told of each that has entries.
+    pub id: u64,
+    /// What runs.
+    pub entries: Vec<Entry<T>>,
+    /// Must not run: expired, abandoned, or too late however soon it ran.
+    pub dropped: Vec<Entry<T>>,
+    /// Why the batch was closed.
+    pub reason: CloseReason,
+    /// Requests that waited before it was composed.
+    pub queue_depth: usize,
+}
+
+/// The queue of one model version and the rules by which it becomes batches. A pure state machine: it reads no clock.
+///
+/// - Better priorities go first; within one, tenants share by their weights; of a tenant's requests the one with the earliest
+///   deadline goes first.
+/// - What has waited for [`PATIENCE`] gets a part of each batch, whatever its priority: nothing starves.
+/// - A request that does not fit lets the next ones pass that do, and is the first of the next batch.
+/// - A batch does not grow beyond what lets each of its requests answer in time, nor, while others want the device, beyond a
+///   quantum of time.
+/// - What cannot be answered in time is refused when it comes ([`Refusal`]), by what batches took so far ([`CostModel`]).
+#[derive(Debug)]
+pub struct Batcher<T> {
+    policy: BatchPolicy,
+    /// Batches that can run at once.
+    instances: usize,
+    waiting: Slab<Waiting<T>>,
+    levels: [Level; Priority::LEVELS],
+    /// By arrival, with slots; those that have left are still in it until they come to the front.
+    arrivals: VecDeque<(u64, usize)>,
+    next_seq: u64,
+    next_batch: u64,
+    /// Of all that waits.
+    work: Work,
+    cost: CostModel,
+    pace: Pace,
+    /// Batches that run: number, and when it should have ended.
+    running: Vec<(u64, Instant)>,
+    /// Since when requests have waited for longer than they should.
+    standing_since: Option<Instant>,
+    /// When an idle model may next try a request that seems too late.
+    next_probe: Option<Instant>,
+    /// The tenant of the last request, and when there last was one of another.
+    tenant: u32,
+    rivals_at: Option<Instant>,
+    /// Lines without requests, kept for the next tenant.
+    spare: Vec<TenantLine>,
+}
+
+/// From this wait on a request is served whatever its priority.
+pub const PATIENCE: Duration = Duration::from_secs(1);
+/// A request without a deadline is ordered as if it had this long.
+const UNHURRIED: Duration = Duration::from_secs(10);
+/// How many requests may be looked at for one that fits in place of one that does not, in all of a batch's lines.
+const WINDOW: usize = 64;
+/// For how long someone who came counts as still there.
+pub(crate) const RIVALRY: Duration = Duration::from_secs(1);
+const MAX_SPARE: usize = 64;
+
+#[derive(Debug)]
+struct Waiting<T> {
+    entry: Entry<T>,
+    seq: u64,
+    work: Work,
+    /// How long it should wait if all goes as the cost model says.
+    expected: Duration,
+}
+
+impl<T> Waiting<T> {
+    fn key(&self) -> Key {
+        key(&self.entry, self.seq)
+    }
+}
+
+fn key<T>(entry: &Entry<T>, seq: u64) -> Key {
+    (entry.deadline.unwrap_or(entry.queued_at + UNHURRIED), seq)
+}
+
+impl<T> Batcher<T> {
+    /// An empty queue of a model with `instances` workers.
+    pub fn new(policy: BatchPolicy, instances: usize) -> Self {
+        Self {
+            policy,
+            instances: instances.max(1),
+            waiting: Slab::new(),
+            levels: std::array::from_fn(|_| Level::default()),
+            arrivals: VecDeque::new(),
+            next_seq: 0,
+            next_batch: 1,
+            work: Work::default(),
+            cost: CostModel::default(),
+            pace: Pace::default(),
+            running: Vec::with_capacity(instances),
+            standing_since: None,
+            next_probe: None,
+            tenant: 0,
+            rivals_at: None,
+            spare: Vec::new(),
+        }
+    }
+
+    /// Requests that wait.
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// What was learned of the time that batches take.
+    pub fn cost(&self) -> CostReport {
+        self.cost.report()
+    }
+
+    /// Learns from a batch that ran elsewhere, at warm-up.
+    pub fn observe(&mut self, work: Work, time: Duration) {
+        self.cost.observe(work, time);
+    }
+
+    /// Adds a request, or gives it back with the reason. In a full queue it may take the place of one of a lower priority, which
+    /// is returned.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn push(&mut self, now: Instant, entry: Entry<T>) -> Result<Option<Entry<T>>, (Refusal, Entry<T>)> {
+        let seq = self.next_seq;
+        let work = entry.work(self.policy.is_padded);
+        let expected = self.expected_wait(now, &entry, seq);
+        if let Some(refusal) = self.refusal(now, &entry, work, expected) {
+            return Err((refusal, entry));
+        }
+        let shed = if self.len() < self.policy.queue_depth { None } else { self.shed(entry.priority) };
+        if shed.is_none() && self.len() >= self.policy.queue_depth {
+            return Err((Refusal::Full { retry_after: self.paced(expected) }, entry));
+        }
+        self.next_seq += 1;
+        if entry.tenant.id != self.tenant {
+            // The very first request has no rival, whatever its tenant.
+            self.rivals_at = (seq > 0).then_some(now);
+            self.tenant = entry.tenant.id;
+        }
+        let (tenant, priority, key) = (entry.tenant, entry.priority, key(&entry, seq));
+        let slot = self.waiting.insert(Waiting { entry, seq, work, expected });
+        self.remember_arrival(seq, slot);
+        self.work.add(work);
+        let spare = &mut self.spare;
+        let Some(level) = self.levels.get_mut(priority.level() - 1) else { return Ok(shed) };
+        level.work.add(work);
+        let line = level.line(tenant.id, || spare.pop().unwrap_or_default());
+        line.weight = f64::from(tenant.weight).max(f64::MIN_POSITIVE);
+        line.line.insert(Place { key, slot, work });
+        Ok(shed)
+    }
+
+    /// Whether a batch should be composed.
+    pub fn due(&self, now: Instant) -> Due {
+        if self.is_empty() {
+            return Due::Idle;
+        }
+        if self.policy.max_delay.is_zero() || self.is_full() {
+            return Due::Now;
+        }
+        let oldest = self.arrivals.iter().find_map(|&(seq, slot)| self.arrival(seq, slot));
+        let mut at = oldest.map_or(now, |waiting| waiting.entry.queued_at + self.policy.max_delay);
+        // Company is not worth a deadline.
+        let lines = self.levels.iter().flat_map(|level| &level.lines);
+        for waiting in lines.filter_map(|line| self.waiting.get(line.line.first()?.slot)) {
+            let takes = self.cost.upper(waiting.work).unwrap_or_default();
+            let latest = waiting.entry.deadline.and_then(|deadline| deadline.checked_sub(takes));
+            at = latest.into_iter().fold(at, Instant::min);
+        }
+        if at > now { Due::At(at) } else { Due::Now }
+    }
+
+    /// The batch `id` has ended. `service` is the time it had the backend to itself; `None` for one that failed.
+    pub fn finished(&mut self, id: u64, work: Work, service: Option<Duration>) {
+        self.running.retain(|(running, _)| *running != id);
+        if let Some(time) = service {
+            self.cost.observe(work, time);
+        }
+    }
+
+    /// Takes out what must not run, wherever it stands.
+    pub fn sweep(&mut self, now: Instant, abandoned: impl Fn(&T) -> bool) -> Vec<Entry<T>> {
+        let gone = |waiting: &Waiting<T>| waiting.entry.expired(now) || abandoned(&waiting.entry.ticket);
+        let slots: Vec<usize> =
+            self.waiting.iter().filter(|(_, waiting)| gone(waiting)).map(|(slot, _)| slot).collect();
+        slots.into_iter().filter_map(|slot| self.leave(slot)).collect()
+    }
+
+    fn remember_arrival(&mut self, seq: u64, slot: usize) {
+        while let Some(&(seq, slot)) = self.arrivals.front()
+            && self.arrival(seq, slot).is_none()
+        {
+            self.arrivals.pop_front();
+        }
+        // Behind one that waits for long, those that left pile up.
+        if self.arrivals.len() > 2 * self.len() + WINDOW {
+            let waiting = &self.waiting;
+            self.arrivals.retain(|&(seq, slot)| waiting.get(slot).is_some_and(|waiting| waiting.seq == seq));
+        }
+        self.arrivals.push_back((seq, slot));
+    }
+
+    fn arrival(&self, seq: u64, slot: usize) -> Option<&Waiting<T>> {
+        self.waiting.get(slot).filter(|waiting| waiting.seq == seq)
+    }
+
+    /// Takes a request out of the queue.
+    fn leave(&mut self, slot: usize) -> Option<Entry<T>> {
+        let waiting = self.waiting.try_remove(slot)?;
+        let key = waiting.key();
+        let Waiting { entry, work, .. } = waiting;
+        self.work.take(work);
+        let level = self.levels.get_mut(entry.priority.level() - 1)?;
+        level.work.take(work);
+        let at = level.lines.iter().position(|line| line.id == entry.tenant.id)?;
+        let line = level.lines.get_mut(at)?;
+        line.line.remove(key);
+        // The last tenant's line stays: mostly there is only one.
+        if line.line.is_empty() && level.lines.len() > 1 {
+            let line = level.lines.swap_remove(at);
+            if self.spare.len() < MAX_SPARE {
+                self.spare.push(line);
+            }
+        }
+        Some(entry)
+    }
+
+    fn is_full(&self) -> bool {
+        self.work.rows >= self.policy.max_rows
+            || self.policy.max_tokens.is_some_and(|max| self.work.tokens >= max)
+    }
+}
