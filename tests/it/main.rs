@@ -15,3 +15,4 @@ mod packages;
 mod registry;
 #[path = "../support/mod.rs"]
 mod support;
+mod tenants;

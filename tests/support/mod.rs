@@ -33,6 +33,11 @@ impl Running {
 
     /// Starts with the limits that `change` makes of the defaults.
     pub(crate) async fn limited(folder: &Folder, change: impl FnOnce(&mut Limits)) -> Self {
+        Self::configured(folder, |config| change(&mut config.limits)).await
+    }
+
+    /// Starts with the configuration that `change` makes of the defaults.
+    pub(crate) async fn configured(folder: &Folder, change: impl FnOnce(&mut ServerConfig)) -> Self {
         let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let mut config = ServerConfig {
             grpc: any_port,
@@ -42,7 +47,7 @@ impl Running {
             builtin: ["identity", "add_sub"].map(str::to_owned).to_vec(),
             ..ServerConfig::default()
         };
-        change(&mut config.limits);
+        change(&mut config);
         Self(Server::start(config).await.unwrap())
     }
 

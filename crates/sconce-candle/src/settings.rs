@@ -92,10 +92,19 @@ pub struct ModelSettings {
     pub max_queue_delay: Duration,
     /// The most requests that may wait. Default 1024.
     pub queue_depth: usize,
+    /// When requests have waited longer than this for as long as this, new ones that would are refused. Default 1 s; zero:
+    /// never.
+    pub queue_target: Duration,
+    /// The deadline of a request whose caller gave none. Default none.
+    pub default_timeout: Option<Duration>,
     /// How many instances run side by side; the server decides when it is not given.
     pub instances: Option<usize>,
     /// Threads of each instance. Default 1.
     pub threads: usize,
+    /// Its share of the device's time while other models want theirs, relative to their weights. Default 1.
+    pub weight: f32,
+    /// Whether each instance has `threads` cores of its own to run on. Default no.
+    pub pin_cores: bool,
     /// Where it runs.
     pub device: DeviceId,
     /// What it computes in. Default f32.
@@ -111,6 +120,7 @@ const DEFAULT_IMAGES: usize = 16;
 /// Token bound of a batch of the BERT family.
 const DEFAULT_BATCH_TOKENS: usize = 16_384;
 const MAX_DESCRIPTION_BYTES: usize = 4096;
+const MAX_TIMEOUT_MS: f64 = 3_600_000.0;
 const MAX_LABELS: usize = 1 << 20;
 
 impl ModelSettings {
@@ -124,8 +134,12 @@ impl ModelSettings {
             max_batch_tokens: has_tokens.then_some(DEFAULT_BATCH_TOKENS),
             max_queue_delay: Duration::ZERO,
             queue_depth: 1024,
+            queue_target: Duration::from_secs(1),
+            default_timeout: None,
             instances: None,
             threads: 1,
+            weight: 1.0,
+            pin_cores: false,
             device,
             precision: Precision::F32,
             labels: None,
@@ -147,6 +161,13 @@ impl ModelSettings {
         settings.read_device(keys, problems);
         if let Some(precision) = keys.take_word("dtype", &Precision::WORDS, problems) {
             settings.precision = precision;
+        }
+        if settings.pin_cores && settings.device != DeviceId::Cpu {
+            let got = format!(
+                "instances have cores of their own on device `cpu` alone, not on `{}`",
+                settings.device
+            );
+            problems.push(keys.message("pin_cores", &got));
         }
         if settings.precision == Precision::Int8 && settings.device != DeviceId::Cpu {
             let got = format!("int8 runs on device `cpu` alone, got `{}`", settings.device);
@@ -176,9 +197,26 @@ impl ModelSettings {
         if let Some(requests) = keys.take_in("queue_depth", 1..=1 << 20, problems) {
             self.queue_depth = requests;
         }
+        if let Some(ms) = keys.take_in("queue_target_ms", 0.0..=60_000.0, problems) {
+            self.queue_target = Duration::from_secs_f64(ms / 1000.0);
+        }
+        if let Some(ms) = keys.take::<f64>("default_timeout_ms", problems) {
+            if ms > 0.0 && ms <= MAX_TIMEOUT_MS {
+                self.default_timeout = Some(Duration::from_secs_f64(ms / 1000.0));
+            } else {
+                let got = format!("expected more than 0 to {MAX_TIMEOUT_MS}, got {ms}");
+                problems.push(keys.message("default_timeout_ms", &got));
+            }
+        }
         self.instances = keys.take_in("instances", 1..=1024, problems);
         if let Some(threads) = keys.take_in("threads", 1..=1024, problems) {
             self.threads = threads;
+        }
+        if let Some(weight) = keys.take_in("weight", 0.001..=1000.0, problems) {
+            self.weight = weight;
+        }
+        if let Some(pin) = keys.take("pin_cores", problems) {
+            self.pin_cores = pin;
         }
     }
 

@@ -1,6 +1,11 @@
 use crate::{Error, ErrorCode, Result};
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// When bytes that were refused are worth another try: most requests take less.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// A bound on bytes held at once, shared by every connection.
 #[derive(Debug, Clone)]
@@ -18,6 +23,7 @@ struct Inner {
 pub struct Reservation {
     budget: Arc<Inner>,
     bytes: usize,
+    companion: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl ByteBudget {
@@ -38,7 +44,7 @@ impl ByteBudget {
 
     /// A reservation of nothing.
     pub fn empty(&self) -> Reservation {
-        Reservation { budget: Arc::clone(&self.0), bytes: 0 }
+        Reservation { budget: Arc::clone(&self.0), bytes: 0, companion: None }
     }
 
     /// Bytes held now.
@@ -68,15 +74,27 @@ impl Reservation {
         // Only the sum matters and no other memory is published through it, so relaxed is enough.
         if held.try_update(Ordering::Relaxed, Ordering::Relaxed, fitting).is_err() {
             let total = self.bytes.saturating_add(bytes);
-            let message = if total > *limit {
-                format!("the request takes {total} bytes in all, the limit of bytes in flight is {limit}")
+            let refused = |message| Error::new(ErrorCode::ResourceExhausted, message);
+            return Err(if total > *limit {
+                // It will never fit.
+                refused(format!(
+                    "the request takes {total} bytes in all, the limit of bytes in flight is {limit}"
+                ))
             } else {
-                format!("{bytes} bytes more would pass the limit of {limit} bytes in flight: try again later")
-            };
-            return Err(Error::new(ErrorCode::ResourceExhausted, message));
+                refused(format!(
+                    "{bytes} bytes more would pass the limit of {limit} bytes in flight: try again later"
+                ))
+                .with_retry_after(RETRY_AFTER)
+            });
         }
         self.bytes += bytes;
         Ok(())
+    }
+
+    /// Keeps `companion` for as long as it lives, whoever holds it then: for what must not end before the request's last
+    /// trace has.
+    pub fn accompany(&mut self, companion: Arc<dyn Any + Send + Sync>) {
+        self.companion = Some(companion);
     }
 
     /// Takes what is missing to `bytes`.
@@ -107,6 +125,7 @@ impl Drop for Reservation {
 #[cfg(test)]
 mod tests {
     use super::ByteBudget;
+    use std::sync::Arc;
 
     #[test]
     fn holds_no_more_than_its_limit_and_gives_back_on_drop() {
@@ -123,6 +142,26 @@ mod tests {
         assert_eq!(budget.held_bytes(), 100);
         drop(first);
         assert_eq!(budget.held_bytes(), 0);
+    }
+
+    #[test]
+    fn only_what_may_fit_later_is_worth_another_try() {
+        let budget = ByteBudget::new(100);
+        let held = budget.reserve(60).unwrap();
+        assert!(budget.reserve(41).unwrap_err().retry_after().is_some());
+        assert_eq!(budget.reserve(101).unwrap_err().retry_after(), None);
+        drop(held);
+    }
+
+    #[test]
+    fn a_companion_ends_with_the_reservation() {
+        let companion = Arc::new(());
+        let mut reservation = ByteBudget::new(100).reserve(10).unwrap();
+        reservation.accompany(Arc::<()>::clone(&companion));
+        reservation.settle(50);
+        assert_eq!(Arc::strong_count(&companion), 2);
+        drop(reservation);
+        assert_eq!(Arc::strong_count(&companion), 1);
     }
 
     #[test]

@@ -148,7 +148,7 @@ impl Device {
     }
 
     /// A new client's identity.
-    pub(crate) fn client(&self) -> ClientId {
+    pub fn client(&self) -> ClientId {
         ClientId(self.next_client.fetch_add(1, Ordering::Relaxed))
     }
 

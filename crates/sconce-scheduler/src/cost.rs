@@ -130,6 +130,16 @@ impl CostModel {
         (self.batches >= CERTAIN).then(|| duration(seconds))
     }
 
+    /// Whether enough was learned for a decision.
+    pub(crate) fn is_certain(&self) -> bool {
+        self.batches >= CERTAIN
+    }
+
+    /// What `batches` batches of this work in all take, in seconds.
+    pub(crate) fn in_batches(&self, work: Work, batches: f64) -> f64 {
+        dot(self.theta, [batches, work.rows as f64, work.tokens as f64])
+    }
+
     /// What work adds to a batch that runs anyway, in seconds; how many rows and tokens it is, before anything was learned.
     pub(crate) fn marginal(&self, work: Work) -> f64 {
         let [_, rows, tokens] = work.features();

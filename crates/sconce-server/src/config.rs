@@ -1,6 +1,7 @@
 //! The server's configuration: a TOML file, `SCONCE__*` environment variables over it, command-line flags over both.
 //! Validated whole before a port is bound; every problem is reported at once.
 
+use crate::tenants::Tenants;
 use sconce_core::DeviceId;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -31,6 +32,10 @@ pub struct ServerConfig {
     pub device: String,
     /// Bounds.
     pub limits: Limits,
+    /// How models and tenants share a device.
+    pub scheduling: Scheduling,
+    /// Who calls, and what each may have.
+    pub tenants: Tenants,
     /// Logging.
     pub log: Log,
 }
@@ -49,6 +54,14 @@ pub struct Limits {
     pub max_streams: usize,
     /// Seconds that calls in progress get to finish at shutdown. Default 30.
     pub drain_timeout_seconds: u64,
+}
+
+/// How models and tenants share a device.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Scheduling {
+    /// Milliseconds that a batch may take while another model or tenant waits. Default 10, 1 to 1000.
+    pub quantum_ms: u64,
 }
 
 /// Logging.
@@ -73,6 +86,8 @@ impl Default for ServerConfig {
             builtin: Vec::new(),
             device: "cpu".to_owned(),
             limits: Limits::default(),
+            scheduling: Scheduling::default(),
+            tenants: Tenants::default(),
             log: Log::default(),
         }
     }
@@ -87,6 +102,12 @@ impl Default for Limits {
             max_streams: 8192,
             drain_timeout_seconds: 30,
         }
+    }
+}
+
+impl Default for Scheduling {
+    fn default() -> Self {
+        Self { quantum_ms: 10 }
     }
 }
 
@@ -183,6 +204,11 @@ impl ServerConfig {
             let most = tokio::sync::Semaphore::MAX_PERMITS;
             check((1..=most).contains(&value), format!("limits.{name}: expected at least 1, got {value}"));
         }
+        let quantum_ms = self.scheduling.quantum_ms;
+        check(
+            (1..=1000).contains(&quantum_ms),
+            format!("scheduling.quantum_ms: expected 1 to 1000, got {quantum_ms}"),
+        );
         for name in &self.builtin {
             let known = sconce_candle::builtin(name).is_some();
             check(
@@ -203,6 +229,9 @@ impl ServerConfig {
         }
         if let Err(error) = self.model_memory() {
             check(false, format!("model_memory_bytes: {error}"));
+        }
+        for problem in self.tenants.problems() {
+            check(false, problem);
         }
         if let Err(problem) = self.log.format.parse::<sconce_telemetry::logs::Format>() {
             check(false, problem);
@@ -301,6 +330,13 @@ mod tests {
             [limits]
             max_message_bytes = 1
             max_streams = -1
+            [scheduling]
+            quantum_ms = 0
+            [tenants]
+            header = 'grpc-tenant'
+            default = { weight = -1 }
+            [tenants.quotas.'a b']
+            max_concurrent = -1
             [log]
             level = 'loud'
             colour = true";
@@ -316,12 +352,17 @@ mod tests {
             "model_memory",
             "message",
             "streams",
+            "quantum",
+            "tenants.header",
+            "tenants.default.weight",
+            "\"a b\"",
+            "max_concurrent",
             "level",
             "colour",
         ] {
             assert!(problems.iter().any(|problem| problem.contains(part)), "{part} not in {problems:#?}");
         }
-        assert_eq!(problems.len(), 12, "{problems:#?}");
+        assert_eq!(problems.len(), 17, "{problems:#?}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub(crate) struct Job {
     pub(crate) deadline: Option<Instant>,
     /// Its share of the bytes in flight.
     pub(crate) reservation: Reservation,
+    pub(crate) tenant: Tenant,
 }
 
 /// Threads for what is real work and no model's, such as tokenizing: as many at once as there are cores.
@@ -75,7 +76,7 @@ pub(crate) async fn infer(
     served: &Served,
     job: Job,
 ) -> Result<(InferOutput, Reservation)> {
-    let Job { tensors, priority, arrived_at, deadline, reservation } = job;
+    let Job { tensors, priority, arrived_at, deadline, reservation, tenant } = job;
     let replied = async {
         let started_at = Instant::now();
         let prepared = within(deadline, prepare(pool, served, tensors, reservation)).await;
@@ -83,11 +84,11 @@ pub(crate) async fn infer(
         served.scheduler.submit(Submission {
             input,
             priority,
-            tenant: Tenant::default(),
             deadline,
             arrived_at,
             prepare_time: started_at.elapsed(),
             reservation,
+            tenant,
         })
     };
     let receiver =

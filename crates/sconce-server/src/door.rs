@@ -3,10 +3,12 @@
 use crate::config::Limits;
 use crate::dispatch::PreparePool;
 use crate::models::{Account, Models, Said, State, UNLOADED};
+use crate::tenants::{TenantTable, Tenants};
 use sconce_core::{ByteBudget, DeviceId, Error, Result};
 use sconce_telemetry::metrics::{DeviceMemory, ModelSample, ServerSample};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
@@ -20,6 +22,7 @@ pub(crate) struct Door {
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) prepare: PreparePool,
+    pub(crate) tenants: TenantTable,
     /// Cancelled when shutdown begins: no new request is taken.
     pub(crate) draining: CancellationToken,
     /// Calls and connections refused before any model was known.
@@ -38,7 +41,13 @@ pub(crate) enum Change {
 const SERVICE: &str = "inference.GRPCInferenceService";
 
 impl Door {
-    pub(crate) fn new(models: Arc<Models>, limits: Limits, cores: usize, health: HealthReporter) -> Self {
+    pub(crate) fn new(
+        models: Arc<Models>,
+        limits: Limits,
+        tenants: &Tenants,
+        cores: usize,
+        health: HealthReporter,
+    ) -> Self {
         Self {
             models,
             budget: ByteBudget::new(limits.max_inflight_bytes),
@@ -46,6 +55,7 @@ impl Door {
             streams: Arc::new(Semaphore::new(limits.max_streams)),
             limits,
             prepare: PreparePool::new(cores),
+            tenants: TenantTable::new(tenants, Instant::now()),
             draining: CancellationToken::new(),
             refused: AtomicU64::new(0),
             loaded: AtomicBool::new(false),
@@ -119,6 +129,8 @@ impl Door {
             inflight_bytes: (self.budget.held_bytes(), self.budget.limit_bytes()),
             connections: used(&self.connections, self.limits.max_connections),
             streams: used(&self.streams, self.limits.max_streams),
+            tenants: self.tenants.occupancy(),
+            tenant_requests: self.tenants.sample(),
             refused: self.refused.load(Ordering::Relaxed),
             model_memory: self.models.memory().into_iter().map(memory).collect(),
             resident_bytes: resident_bytes(),

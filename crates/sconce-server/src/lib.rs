@@ -9,10 +9,12 @@ mod door;
 mod grpc;
 mod http;
 mod models;
+mod tenants;
 
 pub use sconce_telemetry::logs;
 
-pub use config::{ConfigError, Limits, Log, ServerConfig};
+pub use config::{ConfigError, Limits, Log, Scheduling, ServerConfig};
+pub use tenants::{Quota, Tenants};
 
 use door::Door;
 use grpc::{Listener, Role};
@@ -23,6 +25,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -94,9 +97,11 @@ impl Server {
         let http = bind("http", config.http).await?;
         let addresses = Addresses { grpc: grpc.1, admin: admin.1, http: http.1 };
 
-        let models = Arc::new(Models::new(config.models, &config.builtin, device, &memory, registry));
+        let quantum = Duration::from_millis(config.scheduling.quantum_ms);
+        let models =
+            Arc::new(Models::new(config.models, &config.builtin, device, quantum, &memory, registry));
         let (health, health_service) = tonic_health::server::health_reporter();
-        let door = Arc::new(Door::new(models, config.limits, models::cores(), health));
+        let door = Arc::new(Door::new(models, config.limits, &config.tenants, models::cores(), health));
         door.report_health().await;
         let inference = Listener::new(
             Arc::clone(&door),

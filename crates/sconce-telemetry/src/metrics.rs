@@ -39,6 +39,10 @@ pub struct ServerSample {
     pub connections: (usize, usize),
     /// Calls in progress, and their bound.
     pub streams: (usize, usize),
+    /// Tenants told apart, and the bound of it.
+    pub tenants: (usize, usize),
+    /// Requests by tenant; bounded by whoever gives the sample.
+    pub tenant_requests: Vec<TenantSample>,
     /// Requests refused before any model was known.
     pub refused: u64,
     /// What models hold of each device's memory.
@@ -49,6 +53,19 @@ pub struct ServerSample {
     pub generation: u64,
     /// Loads of model versions that succeeded, and that failed.
     pub loads: (u64, u64),
+}
+
+/// One tenant's requests up to a scrape.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TenantSample {
+    /// The tenant's name.
+    pub tenant: String,
+    /// Requests that were answered.
+    pub ok: u64,
+    /// Requests that were refused because something was used up: its quota, or room for anybody.
+    pub rejected: u64,
+    /// All others that ended.
+    pub failed: u64,
 }
 
 /// One device's memory at the time of a scrape.
@@ -117,6 +134,7 @@ impl Scrape {
             ("sconce_inflight_bytes", "Bytes of requests in flight", self.server.inflight_bytes),
             ("sconce_connections", "Open connections", self.server.connections),
             ("sconce_streams", "Calls in progress", self.server.streams),
+            ("sconce_tenants", "Tenants told apart", self.server.tenants),
         ];
         for (name, help, (now, limit)) in gauges {
             encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&to_i64(now))?;
@@ -125,6 +143,7 @@ impl Scrape {
             encoder.encode_descriptor(&name, &help, None, MetricType::Gauge)?.encode_gauge(&to_i64(limit))?;
         }
         self.encode_memory(encoder)?;
+        self.encode_tenants(encoder)?;
         encoder
             .encode_descriptor(
                 "sconce_refused_requests",
@@ -133,6 +152,19 @@ impl Scrape {
                 MetricType::Counter,
             )?
             .encode_counter::<NoLabelSet, _, u64>(&self.server.refused, None)
+    }
+
+    fn encode_tenants(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Requests by tenant and outcome";
+        let mut family =
+            encoder.encode_descriptor("sconce_tenant_requests", help, None, MetricType::Counter)?;
+        for TenantSample { tenant, ok, rejected, failed } in &self.server.tenant_requests {
+            for (status, count) in [("ok", ok), ("rejected", rejected), ("failed", failed)] {
+                let labels = [("tenant", tenant.as_str()), ("status", status)];
+                family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(count, None)?;
+            }
+        }
+        Ok(())
     }
 
     fn encode_memory(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -364,10 +396,19 @@ mod tests {
             queue_depth: 3,
             memory_bytes: 10,
         };
-        let text =
-            encode(ServerSample { version: "9".into(), ..ServerSample::default() }, vec![model]).unwrap();
+        let server = ServerSample {
+            version: "9".into(),
+            tenants: (3, 4096),
+            tenant_requests: vec![TenantSample { tenant: "acme".into(), ok: 5, rejected: 2, failed: 0 }],
+            ..ServerSample::default()
+        };
+        let text = encode(server, vec![model]).unwrap();
         for line in [
             "sconce_build_info{version=\"9\"} 1",
+            "sconce_tenants 3",
+            "sconce_tenants_limit 4096",
+            "sconce_tenant_requests_total{tenant=\"acme\",status=\"ok\"} 5",
+            "sconce_tenant_requests_total{tenant=\"acme\",status=\"rejected\"} 2",
             "sconce_rows_total{model=\"we\\\"ird\",version=\"1\"} 7",
             "sconce_predictions_total{model=\"we\\\"ird\",version=\"1\",status=\"rejected\"} 1",
             "sconce_request_duration_seconds_bucket{le=\"0.005\",model=\"we\\\"ird\",version=\"1\"} 1",

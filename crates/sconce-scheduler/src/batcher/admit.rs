@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 /// An overload is one that lasts this long, or as long as requests may wait if that is more.
 const MIN_STANDING: Duration = Duration::from_millis(100);
+/// The most of its time that a request leaves for the others of its batch.
+const COMPANY: f64 = 0.25;
 /// How often an idle model tries what seems too late, for it may have been wrong.
 const PROBE: Duration = Duration::from_secs(1);
 
@@ -29,18 +31,18 @@ impl Pace {
 }
 
 impl<T> Batcher<T> {
-    /// How long a request would wait by the cost model, before what was learned of the pace.
-    pub(super) fn expected_wait(&self, now: Instant, entry: &Entry<T>, seq: u64) -> Duration {
+    /// How long a request would wait by the cost model, in seconds, before what was learned of the pace.
+    pub(super) fn expected_wait(&self, now: Instant, entry: &Entry<T>, seq: u64) -> f64 {
         if self.is_empty() && self.running.len() < self.instances {
-            return Duration::ZERO;
+            return 0.0;
         }
         let (better, level) = match self.levels.split_at_checked(entry.priority.level() - 1) {
             Some((better, [level, ..])) => (better, level),
-            _ => return Duration::ZERO,
+            _ => return 0.0,
         };
         let mut ahead = Work::default();
         better.iter().for_each(|level| ahead.add(level.work));
-        let mut seconds = self.seconds(ahead);
+        let mut seconds = if ahead == Work::default() { 0.0 } else { self.seconds(ahead) };
         // At worst all that is there goes before it; at worst as well its tenant gets no more than its share.
         let (mut own, mut others, mut weights) =
             (Work::default(), level.work, f64::from(entry.tenant.weight));
@@ -56,18 +58,14 @@ impl<T> Batcher<T> {
         let shared = self.seconds(own) * share;
         own.add(others);
         seconds += self.seconds(own).min(shared);
-        duration((seconds + self.remaining(now)) / self.instances as f64)
+        (seconds + self.remaining(now)) / self.instances as f64
     }
 
     /// What work takes in batches, in seconds.
     fn seconds(&self, work: Work) -> f64 {
-        let report = self.cost.report();
-        if report.batches == 0 {
-            return 0.0;
-        }
         let rows = work.rows as f64 / self.policy.max_rows as f64;
         let tokens = self.policy.max_tokens.map_or(0.0, |max| work.tokens as f64 / max as f64);
-        self.cost.marginal(work) + report.batch_seconds * rows.max(tokens)
+        self.cost.in_batches(work, rows.max(tokens))
     }
 
     /// What is left of the batches that run, in seconds, where none can begin beside them.
@@ -78,8 +76,9 @@ impl<T> Batcher<T> {
         self.running.iter().map(|(_, until)| until.saturating_duration_since(now).as_secs_f64()).sum()
     }
 
-    pub(super) fn paced(&self, expected: Duration) -> Duration {
-        duration(expected.as_secs_f64() * self.pace.factor())
+    /// How long a wait will be, in seconds.
+    pub(super) fn paced(&self, expected: f64) -> f64 {
+        expected * self.pace.factor()
     }
 
     pub(super) fn learn_pace(&mut self, actual: f64, expected: f64) {
@@ -95,31 +94,42 @@ impl<T> Batcher<T> {
         now: Instant,
         entry: &Entry<T>,
         work: Work,
-        expected: Duration,
+        expected: f64,
     ) -> Option<Refusal> {
-        let takes = self.cost.upper(work)?;
+        if !self.cost.is_certain() {
+            return None;
+        }
         let wait = self.paced(expected);
         if let Some(deadline) = entry.deadline {
-            let (estimate, allowed) = (wait + takes, deadline.saturating_duration_since(now));
+            let allowed = deadline.saturating_duration_since(now);
+            let estimate = duration(wait) + self.cost.upper(work)?.max(self.company(allowed));
             if estimate > allowed && !self.may_probe(now) {
                 return Some(Refusal::TooLate { estimate, allowed });
             }
         }
-        let target = self.policy.queue_target;
-        if !target.is_zero() && self.is_standing(now, target) && wait > target {
-            return Some(Refusal::Overloaded { wait, retry_after: wait - target });
-        }
-        None
+        let target = self.policy.queue_target.as_secs_f64();
+        let is_overloaded = target > 0.0 && self.is_standing(now, target) && wait > target;
+        is_overloaded
+            .then(|| Refusal::Overloaded { wait: duration(wait), retry_after: duration(wait - target) })
+    }
+
+    /// The time to leave for the others of a request's batch: were each let in that has just the time to run alone, each would.
+    fn company(&self, allowed: Duration) -> Duration {
+        let part = |of: usize, max: usize| max as f64 / of.max(max) as f64;
+        let of_rows = part(self.work.rows, self.policy.max_rows);
+        let of_tokens = self.policy.max_tokens.map_or(1.0, |max| part(self.work.tokens, max));
+        let batch = self.seconds(self.work) * of_rows.min(of_tokens);
+        duration(batch.min(COMPANY * allowed.as_secs_f64()))
     }
 
     /// Whether requests have waited for longer than `target` for long: a queue that drains by itself is a good one, one that
     /// stands only adds its wait to each answer (Nichols, Jacobson: "Controlling Queue Delay", 2012).
-    fn is_standing(&mut self, now: Instant, target: Duration) -> bool {
-        let wait = duration((self.seconds(self.work) + self.remaining(now)) / self.instances as f64);
+    fn is_standing(&mut self, now: Instant, target: f64) -> bool {
+        let wait = (self.seconds(self.work) + self.remaining(now)) / self.instances as f64;
         let wait = self.paced(wait);
         let since = match self.standing_since {
             // A queue that is held at the target is below it now and then: that does not end an overload.
-            Some(since) if wait > target / 2 => since,
+            Some(since) if wait > target / 2.0 => since,
             None if wait > target => now,
             _ => {
                 self.standing_since = None;
@@ -127,7 +137,7 @@ impl<T> Batcher<T> {
             }
         };
         self.standing_since = Some(since);
-        now.saturating_duration_since(since) >= target.max(MIN_STANDING)
+        now.saturating_duration_since(since) >= self.policy.queue_target.max(MIN_STANDING)
     }
 
     /// Whether an idle model should try what seems too late: if it never ran anything, it would never learn that it can.

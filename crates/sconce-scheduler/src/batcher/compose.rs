@@ -6,10 +6,10 @@ use crate::entry::Entry;
 use sconce_core::CloseReason;
 use std::time::{Duration, Instant};
 
-/// What has waited for long gets this part of a batch.
-const PATIENT_PART: usize = 4;
-/// Waits below this say nothing about how good expectations are.
-const MIN_WAIT: Duration = Duration::from_millis(1);
+/// What has waited for long gets this part of all rows.
+const PATIENT_PART: f64 = 0.25;
+/// Waits below this, in seconds, say nothing about how good expectations are.
+const MIN_WAIT: f64 = 1e-3;
 
 /// A batch while it is composed.
 struct Draft<T> {
@@ -24,6 +24,15 @@ struct Draft<T> {
     /// Waits of its requests, and what was expected of them.
     actual: f64,
     expected: f64,
+}
+
+impl<T> Draft<T> {
+    fn waited(&mut self, now: Instant, entry: &Entry<T>, expected: f64) {
+        if expected >= MIN_WAIT {
+            self.actual += now.saturating_duration_since(entry.queued_at).as_secs_f64();
+            self.expected += expected;
+        }
+    }
 }
 
 enum Next {
@@ -59,7 +68,7 @@ impl<T> Batcher<T> {
                     level.virtual_time = level.lines[line].virtual_time;
                     self.move_into(&mut draft, now, slot);
                 }
-                Next::Drop(slot) => dropped.extend(self.leave(slot)),
+                Next::Drop(slot) => dropped.extend(self.give_up(&mut draft, now, slot)),
                 Next::None => self.levels[level].lines[line].passed = id,
             }
         }
@@ -76,14 +85,16 @@ impl<T> Batcher<T> {
         };
         if !draft.entries.is_empty() {
             self.next_batch += 1;
+            let most = PATIENT_PART * self.policy.max_rows as f64;
+            self.patient_rows = (self.patient_rows + PATIENT_PART * draft.work.rows as f64).min(most);
             let takes = self.cost.estimate(draft.work).unwrap_or_default();
             self.running.push((id, now + takes));
-            self.learn_pace(draft.actual, draft.expected);
         }
+        self.learn_pace(draft.actual, draft.expected);
         Dispatch { id, entries: draft.entries, dropped, reason, queue_depth }
     }
 
-    /// What has waited for long goes into each batch first, up to a part of it.
+    /// What has waited for long goes first, up to a part of all rows: with batches of one row, into each fourth.
     fn take_patient(
         &mut self,
         now: Instant,
@@ -91,8 +102,7 @@ impl<T> Batcher<T> {
         dropped: &mut Vec<Entry<T>>,
         abandoned: &impl Fn(&T) -> bool,
     ) {
-        let most = self.policy.max_rows.div_ceil(PATIENT_PART);
-        while draft.work.rows < most
+        while self.patient_rows > 0.0
             && let Some(&(seq, slot)) = self.arrivals.front()
         {
             if let Some(waiting) = self.arrival(seq, slot) {
@@ -100,8 +110,9 @@ impl<T> Batcher<T> {
                     break;
                 }
                 if self.is_gone(now, waiting, abandoned) {
-                    dropped.extend(self.leave(slot));
+                    dropped.extend(self.give_up(draft, now, slot));
                 } else if self.misfit(now, draft, waiting).is_none() {
+                    self.patient_rows -= waiting.entry.rows as f64;
                     self.move_into(draft, now, slot);
                 } else {
                     break;
@@ -167,7 +178,7 @@ impl<T> Batcher<T> {
         // What comes too late only keeps others waiting; where there are no others, the estimate is put to the test.
         let deadline = entry.deadline.filter(|_| self.len() > 1);
         deadline.is_some_and(|deadline| {
-            self.cost.upper(waiting.work).is_some()
+            self.cost.is_certain()
                 && self.cost.estimate(waiting.work).is_some_and(|takes| now + takes > deadline)
         })
     }
@@ -186,12 +197,14 @@ impl<T> Batcher<T> {
             return Some(CloseReason::Full);
         }
         let deadline = draft.deadline.into_iter().chain(waiting.entry.deadline).min();
+        if (deadline.is_none() && draft.quantum.is_none()) || !self.cost.is_certain() {
+            return None;
+        }
         if deadline.is_some_and(|at| self.cost.upper(merged).is_some_and(|takes| now + takes > at)) {
             return Some(CloseReason::Deadline);
         }
-        let quantum = draft.quantum.filter(|_| self.cost.upper(merged).is_some());
         let is_long = |quantum| self.cost.estimate(merged).is_some_and(|takes| takes > quantum);
-        quantum.is_some_and(is_long).then_some(CloseReason::Quantum)
+        draft.quantum.is_some_and(is_long).then_some(CloseReason::Quantum)
     }
 
     fn merged(&self, draft: &Draft<T>, waiting: &Waiting<T>) -> Work {
@@ -215,13 +228,21 @@ impl<T> Batcher<T> {
         }
     }
 
+    /// Takes a request out that will not run. Its wait counts as well: those who run had the shorter ones.
+    fn give_up(&mut self, draft: &mut Draft<T>, now: Instant, slot: usize) -> Option<Entry<T>> {
+        let expected = self.waiting.get(slot)?.expected;
+        let entry = self.leave(slot)?;
+        draft.waited(now, &entry, expected);
+        Some(entry)
+    }
+
     /// Moves a request into the batch, and charges its tenant.
     fn move_into(&mut self, draft: &mut Draft<T>, now: Instant, slot: usize) {
         let Some(waiting) = self.waiting.get(slot) else { return };
         let merged = self.merged(draft, waiting);
         let (expected, deadline) = (waiting.expected, waiting.entry.deadline);
-        let takes = self.cost.upper(waiting.work).unwrap_or_default();
-        let met = deadline.filter(|at| now + takes <= *at);
+        let takes = || self.cost.upper(waiting.work).unwrap_or_default();
+        let met = deadline.filter(|at| now + takes() <= *at);
         let (priority, tenant) = (waiting.entry.priority, waiting.entry.tenant.id);
         let seconds = self.cost.marginal(waiting.work);
         let lines = self.levels.get_mut(priority.level() - 1).map(|level| &mut level.lines);
@@ -229,10 +250,7 @@ impl<T> Batcher<T> {
             line.virtual_time += seconds / line.weight;
         }
         let Some(entry) = self.leave(slot) else { return };
-        if expected >= MIN_WAIT {
-            draft.actual += now.saturating_duration_since(entry.queued_at).as_secs_f64();
-            draft.expected += expected.as_secs_f64();
-        }
+        draft.waited(now, &entry, expected);
         draft.work = merged;
         draft.longest = draft.longest.max(entry.longest);
         draft.deadline = draft.deadline.into_iter().chain(met).min();

@@ -4,7 +4,7 @@ mod level;
 #[cfg(test)]
 mod tests;
 
-use crate::cost::{CostModel, CostReport, Work};
+use crate::cost::{CostModel, CostReport, Work, duration};
 use crate::entry::{Entry, Priority, Refusal};
 use crate::line::{Key, Place};
 use admit::Pace;
@@ -81,7 +81,7 @@ pub struct Dispatch<T> {
 ///
 /// - Better priorities go first; within one, tenants share by their weights; of a tenant's requests the one with the earliest
 ///   deadline goes first.
-/// - What has waited for [`PATIENCE`] gets a part of each batch, whatever its priority: nothing starves.
+/// - What has waited for [`PATIENCE`] gets a part of all rows, whatever its priority: nothing starves.
 /// - A request that does not fit lets the next ones pass that do, and is the first of the next batch.
 /// - A batch does not grow beyond what lets each of its requests answer in time, nor, while others want the device, beyond a
 ///   quantum of time.
@@ -110,6 +110,8 @@ pub struct Batcher<T> {
     /// The tenant of the last request, and when there last was one of another.
     tenant: u32,
     rivals_at: Option<Instant>,
+    /// Rows that what has waited for long may still have.
+    patient_rows: f64,
     /// Lines without requests, kept for the next tenant.
     spare: Vec<TenantLine>,
 }
@@ -129,8 +131,8 @@ struct Waiting<T> {
     entry: Entry<T>,
     seq: u64,
     work: Work,
-    /// How long it should wait if all goes as the cost model says.
-    expected: Duration,
+    /// How many seconds it should wait if all goes as the cost model says.
+    expected: f64,
 }
 
 impl<T> Waiting<T> {
@@ -162,6 +164,7 @@ impl<T> Batcher<T> {
             next_probe: None,
             tenant: 0,
             rivals_at: None,
+            patient_rows: 0.0,
             spare: Vec::new(),
         }
     }
@@ -200,7 +203,7 @@ impl<T> Batcher<T> {
         }
         let shed = if self.len() < self.policy.queue_depth { None } else { self.shed(entry.priority) };
         if shed.is_none() && self.len() >= self.policy.queue_depth {
-            return Err((Refusal::Full { retry_after: self.paced(expected) }, entry));
+            return Err((Refusal::Full { retry_after: duration(self.paced(expected)) }, entry));
         }
         self.next_seq += 1;
         if entry.tenant.id != self.tenant {

@@ -8,6 +8,7 @@ use crate::grpc::convert;
 use crate::grpc::frames::{self, ARRIVAL_LIMIT, Encoded, MessageReader, Received, UnaryBody};
 use crate::grpc::status;
 use crate::grpc::weight;
+use crate::tenants::{Caller, Visit};
 use bytes::Bytes;
 use futures_util::stream::{self, Stream, StreamExt as _};
 use http::{HeaderMap, HeaderValue, Request, Response, header};
@@ -19,6 +20,7 @@ use sconce_proto::inference::infer_parameter::ParameterChoice;
 use sconce_proto::inference::{
     InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse,
 };
+use sconce_scheduler::Tenant;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -54,16 +56,33 @@ where
     let arrived_at = Instant::now();
     let (head, body) = request.into_parts();
     let deadline = call_deadline(&head.headers, arrived_at)?;
-    let mut reader = MessageReader::new(body, door.budget.clone(), door.limits.max_message_bytes);
-    let arrive_by = deadline.into_iter().chain(arrived_at.checked_add(ARRIVAL_LIMIT)).min();
-    let received = match dispatch::within(arrive_by, reader.next()).await.flatten() {
-        Ok(Some(received)) => received,
-        Ok(None) => Err(Error::invalid("the call carries no message")),
-        Err(error) => Err(error),
+    let visit = enter(door, &door.tenants.caller(&head.headers, arrived_at)?, arrived_at)?;
+    let answered = async {
+        let mut reader = MessageReader::new(body, door.budget.clone(), door.limits.max_message_bytes);
+        let arrive_by = deadline.into_iter().chain(arrived_at.checked_add(ARRIVAL_LIMIT)).min();
+        let received = match dispatch::within(arrive_by, reader.next()).await.flatten() {
+            Ok(Some(received)) => received,
+            Ok(None) => Err(Error::invalid("the call carries no message")),
+            Err(error) => Err(error),
+        };
+        let (request, reservation) = decode(door, received, &visit, deadline).await?;
+        let (response, reservation) =
+            infer(door, request, reservation, visit.tenant(), arrived_at, deadline).await?;
+        frames::encode(response, reservation)
     };
-    let (request, reservation) = decode(door, received, deadline).await?;
-    let (response, reservation) = infer(door, request, reservation, arrived_at, deadline).await?;
-    Ok(frames::encode(response, reservation)?.leave(call))
+    let answered = answered.await;
+    visit.end(&answered);
+    Ok(answered?.leave(call))
+}
+
+/// Lets a request of `caller` in, before anything of it was decoded.
+///
+/// # Errors
+/// `ResourceExhausted` over its tenant's quota.
+fn enter(door: &Door, caller: &Caller, now: Instant) -> Result<Visit> {
+    caller.enter(now).inspect_err(|_| {
+        door.refused.fetch_add(1, Ordering::Relaxed);
+    })
 }
 
 /// Answers one `ModelStreamInfer` call: reads requests and gives replies, in order, until the caller ends the stream.
@@ -77,8 +96,13 @@ where
     B::Error: std::error::Error + Send + Sync + 'static,
 {
     let (head, body) = request.into_parts();
-    let deadline = match call_deadline(&head.headers, Instant::now()) {
+    let arrived_at = Instant::now();
+    let deadline = match call_deadline(&head.headers, arrived_at) {
         Ok(deadline) => deadline,
+        Err(error) => return refuse(&error),
+    };
+    let caller = match door.tenants.caller(&head.headers, arrived_at) {
+        Ok(caller) => caller,
         Err(error) => return refuse(&error),
     };
     let errors_end_the_stream = head.headers.get("triton_grpc_error").is_some_and(|value| value == "true");
@@ -87,12 +111,11 @@ where
     let replies = messages(reader, deadline)
         .take_until(async move { draining.cancelled().await })
         .map(move |message| {
-            let door = Arc::clone(&door);
+            let (door, caller) = (Arc::clone(&door), caller.clone());
             // A task of its own: it comes to its end, and lets go of its model, even when the caller does not read.
-            let reply =
-                tokio::spawn(
-                    async move { stream_reply(&door, message, deadline, errors_end_the_stream).await },
-                );
+            let reply = tokio::spawn(async move {
+                stream_reply(&door, &caller, message, deadline, errors_end_the_stream).await
+            });
             AbortOnDropHandle::new(reply)
         })
         .buffered(STREAM_CONCURRENCY)
@@ -146,6 +169,7 @@ fn framed(
 
 async fn stream_reply(
     door: &Door,
+    caller: &Caller,
     message: Result<Result<Received>>,
     deadline: Option<Instant>,
     errors_end_the_stream: bool,
@@ -154,15 +178,27 @@ async fn stream_reply(
     let received = message?;
     let mut id = String::new();
     let answered = async {
-        let (request, reservation) = decode(door, received, deadline).await?;
-        id.clone_from(&request.id);
-        infer(door, request, reservation, arrived_at, deadline).await
+        let visit = enter(door, caller, arrived_at)?;
+        let answered = async {
+            let (request, reservation) = decode(door, received, &visit, deadline).await?;
+            id.clone_from(&request.id);
+            infer(door, request, reservation, visit.tenant(), arrived_at, deadline).await
+        };
+        let answered = answered.await;
+        visit.end(&answered);
+        answered
     };
     let (error_message, mut response, reservation) = match answered.await {
         Ok((response, reservation)) => (String::new(), response, reservation),
         Err(error) if errors_end_the_stream => return Err(error),
         Err(error) => {
-            let response = ModelInferResponse { id, ..ModelInferResponse::default() };
+            let mut response = ModelInferResponse { id, ..ModelInferResponse::default() };
+            if let (ErrorCode::ResourceExhausted, Some(after)) = (error.code(), error.retry_after()) {
+                // Where only this message is refused there are no trailers to say it in.
+                let after = ParameterChoice::Int64Param(status::pushback_ms(after));
+                let after = InferParameter { parameter_choice: Some(after) };
+                response.parameters.insert("retry_after_ms".to_owned(), after);
+            }
             (status::of(&error).message().to_owned(), response, door.budget.empty())
         }
     };
@@ -177,6 +213,7 @@ async fn infer(
     door: &Door,
     message: ModelInferRequest,
     reservation: Reservation,
+    tenant: Tenant,
     arrived_at: Instant,
     call_deadline: Option<Instant>,
 ) -> Result<(ModelInferResponse, Reservation)> {
@@ -194,13 +231,15 @@ async fn infer(
     let converted = dispatch::within(call_deadline, door.prepare.run(is_large, work)).await;
     let (request, reservation) = converted.flatten().inspect_err(count)?;
     request.wanted.check(served.signature()).inspect_err(count)?;
-    let own_deadline = request.timeout.and_then(|timeout| arrived_at.checked_add(timeout));
+    let default = served.settings.default_timeout.filter(|_| call_deadline.is_none());
+    let own_deadline = request.timeout.or(default).and_then(|timeout| arrived_at.checked_add(timeout));
     let job = Job {
         tensors: request.tensors,
         priority: request.priority,
         arrived_at,
         deadline: own_deadline.into_iter().chain(call_deadline).min(),
         reservation,
+        tenant,
     };
     let (output, reservation) = dispatch::infer(&door.prepare, &served, job).await?;
     let mut response = ModelInferResponse {
@@ -221,14 +260,19 @@ async fn infer(
     Ok((response, reservation))
 }
 
-/// Decodes a message, with what that takes reserved first.
+/// Decodes a message, with what that takes reserved first. From here on its bytes and its place among its tenant's requests go
+/// together.
 async fn decode(
     door: &Door,
     received: Result<Received>,
+    visit: &Visit,
     deadline: Option<Instant>,
 ) -> Result<(ModelInferRequest, Reservation)> {
     let decoded = async {
         let (message, mut reservation) = received?;
+        if let Some(companion) = visit.companion() {
+            reservation.accompany(companion);
+        }
         let is_large = message.len() > INLINE_MESSAGE_BYTES;
         let work = move || {
             reservation.grow(weight::decoded_bytes(&message)?)?;

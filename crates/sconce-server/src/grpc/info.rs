@@ -349,7 +349,14 @@ fn model_config(served: &Served) -> pb::ModelConfig {
         }
     };
     let parameter = |text: &str| pb::ModelParameter { string_value: text.to_owned() };
-    let mut parameters = BTreeMap::from([("dtype".to_owned(), parameter(settings.precision.name()))]);
+    let mut parameters = BTreeMap::from([
+        ("dtype".to_owned(), parameter(settings.precision.name())),
+        ("queue_target_ms".to_owned(), parameter(&(settings.queue_target.as_secs_f64() * 1e3).to_string())),
+    ]);
+    if settings.pin_cores {
+        parameters
+            .insert("cores".to_owned(), parameter(served.instances.cores.as_deref().unwrap_or_default()));
+    }
     if !settings.description.is_empty() {
         parameters.insert("description".to_owned(), parameter(&settings.description));
     }
@@ -385,7 +392,7 @@ fn model_config(served: &Served) -> pb::ModelConfig {
             .collect(),
         instance_group: vec![pb::ModelInstanceGroup {
             name: settings.device.to_string(),
-            count: i32::try_from(served.instances).unwrap_or(i32::MAX),
+            count: i32::try_from(served.instances.count).unwrap_or(i32::MAX),
             gpus,
             kind: kind.into(),
         }],
@@ -399,7 +406,9 @@ fn model_config(served: &Served) -> pb::ModelConfig {
                 default_priority_level: Priority::default().level() as u64,
                 default_queue_policy: Some(pb::ModelQueuePolicy {
                     timeout_action: pb::model_queue_policy::TimeoutAction::Reject.into(),
-                    default_timeout_microseconds: 0,
+                    default_timeout_microseconds: settings
+                        .default_timeout
+                        .map_or(0, |timeout| u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX)),
                     allow_timeout_override: true,
                     max_queue_size: u32::try_from(settings.queue_depth).unwrap_or(u32::MAX),
                 }),

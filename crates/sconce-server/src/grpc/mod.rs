@@ -74,6 +74,9 @@ const CONNECTION_WINDOW_BYTES: u32 = 2 << 20;
 const MAX_HEADER_BYTES: u32 = 16 << 10;
 /// Calls in progress on one connection.
 const MAX_CONCURRENT_STREAMS: u32 = 1024;
+/// When a call that found no place, or no room for its connection, is worth another try: places come free all the time, but
+/// coming back costs a connection as well.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How long after the drain began an open watch may still report.
 const LAST_WORD: Duration = Duration::from_millis(200);
 /// How often a connection's answers are looked at: see [`Calls::stuck`].
@@ -295,4 +298,5 @@ fn held<G: Send + Unpin + 'static>(body: Body, guard: G) -> Body {
 
 fn exhausted(message: String) -> Error {
     Error::new(ErrorCode::ResourceExhausted, format!("{message}: try again later"))
+        .with_retry_after(RETRY_AFTER)
 }

@@ -95,13 +95,17 @@ impl Flights {
         let failure = self.failures.get(key)?;
         let left = failure.retry_at.checked_duration_since(Instant::now())?;
         let (name, version) = key;
-        Some(Error::new(
+        let refusal = Error::new(
             failure.error.code(),
             format!(
                 "model `{name}` version {version} could not be loaded ({} times; the next try in {:.0?}): {}",
                 failure.count, left, failure.error
             ),
-        ))
+        );
+        Some(match failure.error.retry_after() {
+            Some(_) => refusal.with_retry_after(left),
+            None => refusal,
+        })
     }
 }
 
@@ -131,7 +135,12 @@ impl Models {
                     ErrorCode::ResourceExhausted => ErrorCode::ResourceExhausted,
                     _ => ErrorCode::Unavailable,
                 };
-                Error::new(code, format!("model `{name}` version {version} could not be loaded: {error}"))
+                let message = format!("model `{name}` version {version} could not be loaded: {error}");
+                let refused = Error::new(code, message);
+                match error.retry_after() {
+                    Some(after) => refused.with_retry_after(after),
+                    None => refused,
+                }
             })?,
         };
         if version.is_empty() {
@@ -250,15 +259,17 @@ impl Models {
         };
         let late = |_| Error::internal(format!("loading took longer than {LOAD_LIMIT:?}"));
         let read = tokio::time::timeout(LOAD_LIMIT, self.loader.read(name, opened));
-        let (settings, model) = read.await.map_err(late)??;
+        let loaded = read.await.map_err(late)??;
         let estimated = bytes;
-        bytes = model.memory_bytes() as u64;
+        bytes = loaded.model.memory_bytes() as u64;
         while let Err(account) = lease.resize(bytes) {
             self.make_room(device, bytes - estimated, account).await?;
         }
-        let served = self.loader.start(name, version, settings, model, lease).await?;
+        let served = self.loader.start(name, version, loaded, lease).await?;
+        let instances = &served.instances;
         tracing::info!(
-            model = %name, %version, family = %served.settings.family, %device, instances = served.instances,
+            model = %name, %version, family = %served.settings.family, %device, instances = instances.count,
+            threads = served.settings.threads, cores = instances.cores, why = instances.why,
             memory_bytes = bytes, load_ms = millis(started.elapsed()), "loaded"
         );
         Ok(Arc::new(served))
@@ -287,7 +298,9 @@ impl Models {
                  being loaded",
                 account.used
             );
-            return Err(Error::new(ErrorCode::ResourceExhausted, message));
+            let full = Error::new(ErrorCode::ResourceExhausted, message);
+            // What is larger than all there is will not fit later either.
+            return Err(if missing > limit { full } else { full.with_retry_after(FIRST_PAUSE) });
         }
         let oldest = evictable.into_iter().min_by_key(|served| served.last_used());
         let gone = match (leaving.first(), oldest) {

@@ -1,15 +1,19 @@
 //! From a source to a version that takes requests: on threads of its own, which yield to those that serve.
 
+use super::cores::Cores;
 use super::memory::{Lease, Leased};
 use super::overrides::Override;
 use super::{Served, blocking};
 use sconce_candle::{ModelSettings, Package};
-use sconce_core::{Batch, DeviceId, Error, ErrorCode, LoadedModel, ModelName, ModelVersion, Result, Tensor};
+use sconce_core::{
+    Batch, DeviceId, Error, ErrorCode, LoadedModel, ModelInput, ModelName, ModelVersion, Result, Tensor,
+};
 use sconce_registry::{Checkout, FileRecord, Registry};
-use sconce_scheduler::{BatchPolicy, Device, Scheduler};
+use sconce_scheduler::{BatchPolicy, Device, Scheduler, Work};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -30,9 +34,22 @@ pub(crate) enum Source {
 /// Loads models, in steps: [`open`](Self::open), [`read`](Self::read), [`start`](Self::start).
 pub(crate) struct Loader {
     default_device: DeviceId,
+    /// How long a batch may take while another model or tenant waits.
+    quantum: Duration,
+    /// For instances with cores of their own.
+    cores: Arc<Cores>,
     devices: Mutex<HashMap<DeviceId, Arc<Device>>>,
     /// A place for each load at once.
     places: Semaphore,
+}
+
+/// How many instances a version has.
+pub(crate) struct Instances {
+    pub(crate) count: usize,
+    /// Why as many.
+    pub(crate) why: String,
+    /// The cores of each, where they have their own.
+    pub(crate) cores: Option<String>,
 }
 
 /// How much less of a core a loading thread gets than one that serves, where both want it: about a tenth.
@@ -49,13 +66,27 @@ pub(crate) struct Opened {
 }
 
 enum Kind {
-    Builtin(ModelSettings, Arc<dyn LoadedModel>),
+    Builtin(Box<ModelSettings>, Arc<dyn LoadedModel>),
     Package(Box<Package>),
 }
 
+/// A model in memory.
+pub(crate) struct Loaded {
+    settings: ModelSettings,
+    pub(crate) model: Arc<dyn LoadedModel>,
+    /// What a batch took once it was warm.
+    warm: Option<(Work, Duration)>,
+}
+
 impl Loader {
-    pub(crate) fn new(default_device: DeviceId) -> Self {
-        Self { default_device, devices: Mutex::default(), places: Semaphore::new((cores() / 2).max(1)) }
+    pub(crate) fn new(default_device: DeviceId, quantum: Duration) -> Self {
+        Self {
+            default_device,
+            quantum,
+            cores: Cores::available(),
+            devices: Mutex::default(),
+            places: Semaphore::new((cores() / 2).max(1)),
+        }
     }
 
     /// Waits for a place among the loads at once.
@@ -80,11 +111,7 @@ impl Loader {
     ///
     /// # Errors
     /// What keeps it from being served.
-    pub(crate) async fn read(
-        &self,
-        name: &ModelName,
-        opened: Opened,
-    ) -> Result<(ModelSettings, Arc<dyn LoadedModel>)> {
+    pub(crate) async fn read(&self, name: &ModelName, opened: Opened) -> Result<Loaded> {
         on_thread(name, move || opened.load()).await
     }
 
@@ -96,24 +123,31 @@ impl Loader {
         &self,
         name: &ModelName,
         version: ModelVersion,
-        settings: ModelSettings,
-        model: Arc<dyn LoadedModel>,
+        loaded: Loaded,
         lease: Lease,
     ) -> Result<Served> {
+        let Loaded { settings, model, warm } = loaded;
         let gone = CancellationToken::new();
-        let model = Arc::new(Leased::new(model, lease, gone.clone().drop_guard()));
+        let (count, why) = instances(&settings);
+        let pins = settings.pin_cores.then(|| Arc::new(self.cores.take(count, settings.threads)));
+        let instances = Instances { count, why, cores: pins.as_ref().map(|pins| pins.describe()) };
+        let model = Arc::new(Leased::new(model, lease, pins, gone.clone().drop_guard()));
         let policy = BatchPolicy {
             max_rows: settings.max_batch_size,
             max_tokens: settings.max_batch_tokens,
             max_delay: settings.max_queue_delay,
             queue_depth: settings.queue_depth,
+            queue_target: settings.queue_target,
+            quantum: self.quantum,
+            weight: settings.weight,
             ..BatchPolicy::default()
         };
-        let instances =
-            settings.instances.unwrap_or_else(|| default_instances(settings.device, settings.threads));
         let (label, slots) = (name.to_string(), self.device(settings.device));
         // Not on a thread that yields: workers inherit that.
-        let scheduler = blocking(move || Scheduler::start(&label, model, policy, slots, instances)).await?;
+        let scheduler = blocking(move || Scheduler::start(&label, model, policy, slots, count)).await?;
+        if let Some((work, time)) = warm {
+            scheduler.learn(work, time);
+        }
         Ok(Served::new(name, version, settings, instances, scheduler, gone))
     }
 
@@ -141,7 +175,7 @@ fn open(source: Source, default_device: DeviceId) -> Result<Opened> {
             let (settings, model) =
                 sconce_candle::builtin(name).ok_or_else(|| Error::internal("no such built-in model"))?;
             let device = settings.device;
-            Ok(Opened { kind: Kind::Builtin(settings, model), device, bytes: 0, _checkout: None })
+            Ok(Opened { kind: Kind::Builtin(Box::new(settings), model), device, bytes: 0, _checkout: None })
         }
         Source::Folder(dir, said) => {
             let mut package = package(&dir)?;
@@ -162,44 +196,58 @@ fn open(source: Source, default_device: DeviceId) -> Result<Opened> {
 
 impl Opened {
     /// Reads the weights, and warms up.
-    fn load(self) -> Result<(ModelSettings, Arc<dyn LoadedModel>)> {
+    fn load(self) -> Result<Loaded> {
         match self.kind {
-            Kind::Builtin(settings, model) => Ok((settings, model)),
+            Kind::Builtin(settings, model) => Ok(Loaded { settings: *settings, model, warm: None }),
             Kind::Package(mut package) => {
                 let settings = package.settings.clone();
                 let declared = std::mem::take(&mut package.warmup);
                 let model = package.load().map_err(|error| Error::new(error.code(), error.to_string()))?;
-                warm_up(&*model, declared)?;
-                Ok((settings, model))
+                let warm = warm_up(&*model, declared)?;
+                Ok(Loaded { settings, model, warm })
             }
         }
     }
 }
 
 /// Has an instance answer the requests the package declares, or else one made up from the signature: pages are touched,
-/// kernels are compiled, and a model that cannot answer is found out before it is served.
+/// kernels are compiled, and a model that cannot answer is found out before it is served. Returns what a batch of the last one
+/// takes when it runs again.
 ///
 /// # Errors
 /// A declared request has no answer. A made-up one may be one the model rightly refuses: its failure says nothing.
-fn warm_up(model: &dyn LoadedModel, declared: Vec<Vec<(String, Tensor)>>) -> Result<()> {
+fn warm_up(
+    model: &dyn LoadedModel,
+    declared: Vec<Vec<(String, Tensor)>>,
+) -> Result<Option<(Work, Duration)>> {
     let mut backend = model.instance()?;
-    let mut answer = |request: Vec<(String, Tensor)>| -> Result<()> {
-        let input = model.prepare(model.signature().check(request)?)?;
+    let mut run = |input: ModelInput| -> Result<()> {
         backend.submit(Batch { inputs: vec![input] })?;
         backend.collect()?.outputs.into_iter().try_for_each(|output| output.map(drop))
     };
-    if declared.is_empty() {
+    let mut answer = |request: Vec<(String, Tensor)>| -> Result<ModelInput> {
+        let input = model.prepare(model.signature().check(request)?)?;
+        run(input.clone()).map(|()| input)
+    };
+    let last = if declared.is_empty() {
         let examples = model.signature().examples();
-        let answered = examples.into_iter().any(|example| answer(example).is_ok());
-        tracing::debug!(answered, "warmed up with a made-up request");
-        return Ok(());
-    }
-    for (index, request) in declared.into_iter().enumerate() {
-        answer(request).map_err(|error| {
-            Error::new(ErrorCode::FailedPrecondition, format!("warmup[{index}]: {error}"))
-        })?;
-    }
-    Ok(())
+        let answered = examples.into_iter().find_map(|example| answer(example).ok());
+        tracing::debug!(answered = answered.is_some(), "warmed up with a made-up request");
+        answered
+    } else {
+        let mut last = None;
+        for (index, request) in declared.into_iter().enumerate() {
+            last = Some(answer(request).map_err(|error| {
+                Error::new(ErrorCode::FailedPrecondition, format!("warmup[{index}]: {error}"))
+            })?);
+        }
+        last
+    };
+    let Some(input) = last else { return Ok(None) };
+    let work = Work { rows: input.rows, tokens: input.tokens() };
+    let started = Instant::now();
+    run(input)?;
+    Ok(Some((work, started.elapsed())))
 }
 
 /// Runs `work` on a thread of its own that yields to those that serve.
@@ -223,11 +271,20 @@ async fn on_thread<T: Send + 'static>(
     outcome.await.unwrap_or_else(|_| Err(Error::internal("loading panicked")))
 }
 
-/// One single-threaded instance a core, or as many as the threads of each leave room for; one on a GPU.
-fn default_instances(device: DeviceId, threads: usize) -> usize {
-    match device {
-        DeviceId::Cpu => (cores() / threads.max(1)).max(1),
-        DeviceId::Cuda(_) => 1,
+/// How many instances a model has, and why: what it says, or else on a CPU as many as the threads of each leave room for, one
+/// on a GPU. One-thread instances side by side answer more than fewer with more threads: no thread waits for another.
+fn instances(settings: &ModelSettings) -> (usize, String) {
+    let (cores, threads) = (cores(), settings.threads.max(1));
+    match (settings.instances, settings.device) {
+        (Some(instances), _) => (instances, "model.toml or the load call says so".to_owned()),
+        (None, DeviceId::Cuda(_)) => (1, "one a GPU: it runs one batch at a time".to_owned()),
+        (None, DeviceId::Cpu) if threads == 1 => (
+            cores,
+            format!("one a core of {cores}: one-thread instances answer more than threads of one instance"),
+        ),
+        (None, DeviceId::Cpu) => {
+            ((cores / threads).max(1), format!("{cores} cores, {threads} threads for each instance"))
+        }
     }
 }
 

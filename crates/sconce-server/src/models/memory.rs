@@ -1,5 +1,6 @@
 //! What models hold of each device's memory, and the bound on it.
 
+use super::cores::Pins;
 use sconce_core::{Backend, DeviceId, Inputs, LoadedModel, ModelInput, Preparation, Result, Signature};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -71,17 +72,23 @@ impl Drop for Lease {
     }
 }
 
-/// A model and its share of memory, which is given back when the last who use it are gone: its worker threads included.
+/// A model and its share of memory and cores, which are given back when the last who use it are gone: its worker threads included.
 pub(crate) struct Leased {
     // In this order they are dropped: the memory, its account, and then whoever waits for it is told.
     model: Arc<dyn LoadedModel>,
     _lease: Lease,
+    pins: Option<Arc<Pins>>,
     _gone: DropGuard,
 }
 
 impl Leased {
-    pub(crate) fn new(model: Arc<dyn LoadedModel>, lease: Lease, gone: DropGuard) -> Self {
-        Self { model, _lease: lease, _gone: gone }
+    pub(super) fn new(
+        model: Arc<dyn LoadedModel>,
+        lease: Lease,
+        pins: Option<Arc<Pins>>,
+        gone: DropGuard,
+    ) -> Self {
+        Self { model, _lease: lease, pins, _gone: gone }
     }
 }
 
@@ -102,6 +109,8 @@ impl LoadedModel for Leased {
         self.model.prepare(inputs)
     }
     fn instance(&self) -> Result<Box<dyn Backend>> {
+        // Before it starts threads of its own: they run where this one does.
+        self.pins.as_ref().map_or(Ok(()), |pins| pins.bind())?;
         self.model.instance()
     }
 }

@@ -1,5 +1,6 @@
 //! What is served: an immutable table of models, swapped whole. Requests read it without a lock.
 
+mod cores;
 mod folder;
 mod lifecycle;
 mod loader;
@@ -16,7 +17,7 @@ pub(crate) use stored::Verdict;
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use lifecycle::{Draining, Flights};
-use loader::Loader;
+use loader::{Instances, Loader};
 use memory::Memory;
 use overrides::Override;
 use sconce_candle::ModelSettings;
@@ -39,7 +40,7 @@ pub(crate) struct Served {
     /// The version as it stands on the wire.
     pub(crate) version_text: String,
     pub(crate) settings: ModelSettings,
-    pub(crate) instances: usize,
+    pub(crate) instances: Instances,
     pub(crate) scheduler: Scheduler,
     /// Cancelled when its memory was given back.
     gone: CancellationToken,
@@ -57,7 +58,7 @@ impl Served {
         name: &ModelName,
         version: ModelVersion,
         settings: ModelSettings,
-        instances: usize,
+        instances: Instances,
         scheduler: Scheduler,
         gone: CancellationToken,
     ) -> Self {
@@ -183,6 +184,7 @@ impl Models {
         root: Option<PathBuf>,
         builtin: &[String],
         default_device: DeviceId,
+        quantum: Duration,
         memory_limits: &BTreeMap<DeviceId, u64>,
         registry: Option<Arc<Registry>>,
     ) -> Self {
@@ -191,7 +193,7 @@ impl Models {
             root,
             builtin: BUILTIN.into_iter().filter(|name| builtin.iter().any(|wanted| wanted == name)).collect(),
             registry,
-            loader: Loader::new(default_device),
+            loader: Loader::new(default_device, quantum),
             memory,
             table: ArcSwap::default(),
             said: Mutex::default(),

@@ -48,11 +48,11 @@ async fn answer(served: &Served, sample: &SmokeSample) -> Result<Duration> {
     let reply = served.scheduler.submit(Submission {
         input,
         priority: Priority::default(),
-        tenant: Tenant::default(),
         deadline: Some(started + limit),
         arrived_at: started,
         prepare_time: started.elapsed(),
         reservation: ByteBudget::new(0).empty(),
+        tenant: Tenant::default(),
     })?;
     let late = || Error::new(ErrorCode::DeadlineExceeded, format!("no answer within {limit:.1?}"));
     let reply = tokio::time::timeout(limit, reply).await.map_err(|_| late())?;

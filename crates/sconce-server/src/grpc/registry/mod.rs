@@ -8,7 +8,7 @@ use crate::grpc::status;
 use crate::models::Models;
 use futures_util::{Stream, stream};
 use prost::Message as _;
-use sconce_core::{Error, ModelName, ModelVersion, abbreviate};
+use sconce_core::{Error, ErrorCode, ModelName, ModelVersion, abbreviate};
 use sconce_proto::sconce as pb;
 use sconce_proto::sconce::registry_server::Registry as Service;
 use sconce_registry::{
@@ -17,6 +17,7 @@ use sconce_registry::{
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -37,6 +38,8 @@ const PAGE: usize = 100;
 const MAX_PAGE: usize = 1000;
 /// Records read at once while a page is filled.
 const READ: usize = 100;
+/// When a transfer that found no place is worth another try.
+const TRANSFER_RETRY: Duration = Duration::from_secs(5);
 /// Bytes of a backup in one message.
 const BACKUP_CHUNK_BYTES: usize = 256 << 10;
 /// The metadata that names who calls.
@@ -56,7 +59,9 @@ impl Control {
 
     fn transfer(&self) -> Result<OwnedSemaphorePermit, Status> {
         let full = |_| {
-            Status::resource_exhausted(format!("{MAX_TRANSFERS} uploads, fetches and backups are under way"))
+            let message = format!("{MAX_TRANSFERS} uploads, fetches and backups are under way");
+            let full = Error::new(ErrorCode::ResourceExhausted, message);
+            status::of(&full.with_retry_after(TRANSFER_RETRY))
         };
         Arc::clone(&self.transfers).try_acquire_owned().map_err(full)
     }
