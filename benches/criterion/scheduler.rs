@@ -73,8 +73,7 @@ fn decide(criterion: &mut Criterion) {
         ..entry(now)
     };
     for requests in [1, 64] {
-        let cases: [(&str, &dyn Fn(usize) -> Entry<()>); 2] = [("alike", &alike), ("all_sorts", &all_sorts)];
-        for (name, make) in cases {
+        for (name, make) in [("alike", &alike as &dyn Fn(usize) -> Entry<()>), ("all_sorts", &all_sorts)] {
             let mut batcher = Batcher::new(policy(requests), 1);
             (0..100).for_each(|_| batcher.observe(WORK, TIME));
             (0..QUEUED).for_each(|at| drop(batcher.push(now, make(at))));

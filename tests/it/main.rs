@@ -8,6 +8,8 @@
 )]
 
 mod answers;
+mod cache;
+mod ensemble;
 mod layering;
 mod lifecycle;
 mod limits;

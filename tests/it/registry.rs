@@ -14,10 +14,10 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
-type Registry = RegistryClient<Channel>;
+pub(crate) type Registry = RegistryClient<Channel>;
 
 /// A header, and the files of `folder` one after the other in small chunks.
-fn upload_of(model: &str, folder: &Path) -> Vec<Part> {
+pub(crate) fn upload_of(model: &str, folder: &Path) -> Vec<Part> {
     let mut parts = vec![Part::Header(pb::NewVersion { model: model.to_owned(), ..Default::default() })];
     let mut files: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
@@ -30,14 +30,14 @@ fn upload_of(model: &str, folder: &Path) -> Vec<Part> {
     parts
 }
 
-async fn send(registry: &mut Registry, parts: Vec<Part>) -> Result<pb::Version, tonic::Status> {
+pub(crate) async fn send(registry: &mut Registry, parts: Vec<Part>) -> Result<pb::Version, tonic::Status> {
     let requests = parts.into_iter().map(|part| pb::RegisterRequest { part: Some(part) });
     let answer = registry.register(futures_util::stream::iter(requests.collect::<Vec<_>>())).await?;
     Ok(answer.into_inner().version.unwrap())
 }
 
 /// Registers a version that multiplies a number by `factor`.
-async fn push(registry: &mut Registry, model: &str, factor: f32) -> pb::Version {
+pub(crate) async fn push(registry: &mut Registry, model: &str, factor: f32) -> pb::Version {
     let folder = Folder::new();
     folder.linear("m/1", 1, &[factor]);
     send(registry, upload_of(model, &folder.package("m/1"))).await.unwrap()
@@ -52,7 +52,12 @@ fn promotion(model: &str, version: &str, alias: &str) -> pb::PromoteRequest {
     }
 }
 
-async fn promote(registry: &mut Registry, model: &str, version: &str, alias: &str) -> pb::PromoteResponse {
+pub(crate) async fn promote(
+    registry: &mut Registry,
+    model: &str,
+    version: &str,
+    alias: &str,
+) -> pb::PromoteResponse {
     registry.promote(promotion(model, version, alias)).await.unwrap().into_inner()
 }
 

@@ -19,6 +19,7 @@ mod weights;
 pub use arch::builtin;
 pub use device::check_device;
 pub use discover::{Discovery, Found, discover};
+pub use package::steps_of;
 pub use package::{Package, PackageError};
 pub use settings::{Family, ModelSettings, Precision};
 

@@ -2,7 +2,7 @@ use crate::arch::{self, Plan};
 use crate::files::Folder;
 use crate::keys::Keys;
 use crate::{Family, ModelSettings};
-use sconce_core::{DeviceId, ErrorCode, LoadedModel, Signature, Tensor, json};
+use sconce_core::{DeviceId, Ensemble, ErrorCode, LoadedModel, ModelName, Signature, Tensor, json};
 use serde_json::{Map, Value};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -112,11 +112,20 @@ impl Package {
         }
     }
 
+    /// The steps, if it is an ensemble.
+    pub fn ensemble(&self) -> Option<&Ensemble> {
+        match &self.plan {
+            Plan::Ensemble(ensemble) => Some(ensemble),
+            _ => None,
+        }
+    }
+
     /// Reads the weights and makes the model. Takes as long as the weights are large: never on a serving
     /// thread.
     ///
     /// # Errors
-    /// The device cannot be opened, or a weights file cannot be read as it was when the package was opened.
+    /// The device cannot be opened, or a weights file cannot be read as it was when the package was opened. An ensemble is no
+    /// model by itself.
     pub fn load(self) -> Result<Arc<dyn LoadedModel>, PackageError> {
         arch::load(self.plan, &self.settings, self.signature).map_err(PackageError::one)
     }
@@ -136,7 +145,11 @@ fn open_plan(folder: &Folder, default_device: DeviceId, problems: &mut Problems)
         None => infer_family(folder, problems)?,
     };
     let settings = ModelSettings::read(family, default_device, &mut keys, problems);
-    let warmup = keys.take::<Vec<Map<String, Value>>>("warmup", problems).unwrap_or_default();
+    // The steps of an ensemble warm up themselves.
+    let warmup = match family {
+        Family::Ensemble => Vec::new(),
+        _ => keys.take::<Vec<Map<String, Value>>>("warmup", problems).unwrap_or_default(),
+    };
     let opened = arch::open(folder, &settings, &mut keys, problems);
     keys.finish(problems);
     let (signature, plan) = opened?;
@@ -152,6 +165,21 @@ fn open_plan(folder: &Folder, default_device: DeviceId, problems: &mut Problems)
     };
     let warmup = warmup.iter().take(MAX_WARMUP).enumerate().filter_map(request).collect();
     Some(Opened { settings, signature, warmup, plan })
+}
+
+/// The models of the steps of the package in `dir`, if it is an ensemble: for whoever loads them first. It is not checked; what
+/// is wrong with it is found when it is opened.
+pub fn steps_of(dir: &Path) -> Vec<ModelName> {
+    let read = || {
+        let content = Folder::open(dir).ok()?.read("model.toml").ok()??;
+        let table: toml::Table = toml::from_str(str::from_utf8(&content).ok()?).ok()?;
+        let is_ensemble = table.get("family")?.as_str()? == Family::Ensemble.name();
+        is_ensemble.then_some(table)
+    };
+    let table = read().unwrap_or_default();
+    let steps = table.get("steps").and_then(toml::Value::as_array);
+    let model = |step: &toml::Value| ModelName::new(step.get("model")?.as_str()?).ok();
+    steps.into_iter().flatten().take(Ensemble::MAX_STEPS).filter_map(model).collect()
 }
 
 fn read_toml(folder: &Folder, problems: &mut Problems) -> Option<Keys> {

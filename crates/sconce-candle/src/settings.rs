@@ -4,6 +4,7 @@ use crate::keys::Keys;
 use sconce_core::DeviceId;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// What kind of model a package holds.
@@ -19,15 +20,18 @@ pub enum Family {
     Bert,
     /// ViT and ResNet: image classification.
     Vision,
+    /// Other models, one after another or side by side.
+    Ensemble,
 }
 
 impl Family {
-    pub(crate) const WORDS: [(&str, Self); 5] = [
+    pub(crate) const WORDS: [(&str, Self); 6] = [
         ("identity", Self::Identity),
         ("add_sub", Self::AddSub),
         ("tabular", Self::Tabular),
         ("bert", Self::Bert),
         ("vision", Self::Vision),
+        ("ensemble", Self::Ensemble),
     ];
 
     /// The name in `model.toml` and in metadata.
@@ -38,6 +42,7 @@ impl Family {
             Self::Tabular => "tabular",
             Self::Bert => "bert",
             Self::Vision => "vision",
+            Self::Ensemble => "ensemble",
         }
     }
 }
@@ -109,6 +114,8 @@ pub struct ModelSettings {
     pub device: DeviceId,
     /// What it computes in. Default f32.
     pub precision: Precision,
+    /// The most bytes of answers that are kept for equal requests. Default none are.
+    pub response_cache: Option<usize>,
     /// The classes' names, if given.
     pub labels: Option<Vec<String>>,
     /// Figures about the model, such as its accuracy, by name.
@@ -122,6 +129,8 @@ const DEFAULT_BATCH_TOKENS: usize = 16_384;
 const MAX_DESCRIPTION_BYTES: usize = 4096;
 const MAX_TIMEOUT_MS: f64 = 3_600_000.0;
 const MAX_LABELS: usize = 1 << 20;
+/// Bounds of `response_cache.max_bytes`.
+const CACHE_BYTES: RangeInclusive<usize> = 1 << 10..=16 << 30;
 
 impl ModelSettings {
     /// The defaults of `family` on `device`.
@@ -142,6 +151,7 @@ impl ModelSettings {
             pin_cores: false,
             device,
             precision: Precision::F32,
+            response_cache: None,
             labels: None,
             metrics: BTreeMap::new(),
         }
@@ -156,6 +166,15 @@ impl ModelSettings {
                 problems.push(keys.message("description", &got));
             }
             settings.description = text;
+        }
+        settings.metrics = keys.take("metrics", problems).unwrap_or_default();
+        if let Some(rows) = keys.take_in("max_batch_size", 1..=65_536, problems) {
+            settings.max_batch_size = rows;
+        }
+        // The rest is about running a model, which an ensemble leaves to its steps; answers are kept a step at a time as well,
+        // for other versions may answer the next request.
+        if family == Family::Ensemble {
+            return settings;
         }
         settings.read_bounds(keys, problems);
         settings.read_device(keys, problems);
@@ -173,19 +192,16 @@ impl ModelSettings {
             let got = format!("int8 runs on device `cpu` alone, got `{}`", settings.device);
             problems.push(keys.message("dtype", &got));
         }
+        settings.response_cache = read_cache(keys, problems);
         settings.labels = keys.take("labels", problems);
         if let Some(labels) = settings.labels.as_ref().filter(|labels| labels.len() > MAX_LABELS) {
             let got = format!("expected at most {MAX_LABELS} labels, got {}", labels.len());
             problems.push(keys.message("labels", &got));
         }
-        settings.metrics = keys.take("metrics", problems).unwrap_or_default();
         settings
     }
 
     fn read_bounds(&mut self, keys: &mut Keys, problems: &mut Problems) {
-        if let Some(rows) = keys.take_in("max_batch_size", 1..=65_536, problems) {
-            self.max_batch_size = rows;
-        }
         if self.family == Family::Bert
             && let Some(tokens) = keys.take_in("max_batch_tokens", 1..=1 << 24, problems)
         {
@@ -226,5 +242,39 @@ impl ModelSettings {
             self.device = problems.keep(parsed).unwrap_or(self.device);
         }
         problems.keep(device::check_device(self.device).map_err(|e| e.to_string()));
+    }
+}
+
+/// Takes `[response_cache]`.
+fn read_cache(keys: &mut Keys, problems: &mut Problems) -> Option<usize> {
+    let table = keys.take::<toml::Table>("response_cache", problems)?;
+    let mut keys = Keys::new(table, "model.toml: response_cache");
+    let before = problems.count();
+    let max_bytes = keys.take_in("max_bytes", CACHE_BYTES, problems);
+    if max_bytes.is_none() && problems.count() == before {
+        problems.push(keys.message("max_bytes", "expected a number of bytes, got nothing"));
+    }
+    keys.finish(problems);
+    max_bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_has_a_bound() {
+        let read = |text: &str| {
+            let (table, mut problems) = (text.parse().unwrap(), Problems::default());
+            let mut keys = Keys::new(table, "model.toml");
+            (read_cache(&mut keys, &mut problems), problems.count())
+        };
+        assert_eq!(read(""), (None, 0));
+        assert_eq!(read("[response_cache]\nmax_bytes = 1024"), (Some(1024), 0));
+        assert_eq!(read("[response_cache]\nmax_bytes = 17179869184"), (Some(16 << 30), 0));
+        for bad in ["", "max_bytes = 1023", "max_bytes = 17179869185", "max_bytes = 'all'"] {
+            assert_eq!(read(&format!("[response_cache]\n{bad}")), (None, 1), "{bad}");
+        }
+        assert_eq!(read("[response_cache]\nmax_bytes = 2048\nmax_entries = 5"), (Some(2048), 1));
     }
 }

@@ -64,6 +64,16 @@ impl Reservation {
         self.bytes
     }
 
+    /// Takes `bytes` from the same budget for a part of the request that ends by itself.
+    ///
+    /// # Errors
+    /// As [`grow`](Self::grow); this one stays as it was.
+    pub fn part(&self, bytes: usize) -> Result<Self> {
+        let mut part = Self { budget: Arc::clone(&self.budget), bytes: 0, companion: self.companion.clone() };
+        part.grow(bytes)?;
+        Ok(part)
+    }
+
     /// Takes `bytes` more.
     ///
     /// # Errors
@@ -138,6 +148,8 @@ mod tests {
         assert!(first.grow_to(10).is_ok());
         assert_eq!(budget.held_bytes(), 100);
         drop(second);
+        assert!(first.part(41).is_err());
+        drop(first.part(40).unwrap());
         assert!(first.grow(40).is_ok());
         assert_eq!(budget.held_bytes(), 100);
         drop(first);

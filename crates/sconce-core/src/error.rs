@@ -1,4 +1,5 @@
 use std::error::Error as StdError;
+use std::fmt;
 use std::time::Duration;
 
 /// What a failed request comes to. Closed: the front door maps each code to exactly one wire status.
@@ -83,6 +84,13 @@ impl Error {
     /// When the same request may succeed, from now.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
+    }
+
+    /// The same failure, with `place` before its message: which part of a request it happened in.
+    #[must_use]
+    pub fn at(mut self, place: impl fmt::Display) -> Self {
+        self.message = format!("{place}: {}", self.message);
+        self
     }
 
     /// What the failure comes to.

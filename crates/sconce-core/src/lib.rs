@@ -6,6 +6,7 @@
 mod budget;
 mod datatype;
 mod device;
+mod ensemble;
 mod error;
 pub mod json;
 mod model;
@@ -18,6 +19,7 @@ mod tensor;
 pub use budget::{ByteBudget, Reservation};
 pub use datatype::DataType;
 pub use device::DeviceId;
+pub use ensemble::{Ensemble, Step, StepSpec};
 pub use error::{Error, ErrorCode, Result};
 pub use model::{Backend, Batch, BatchOutput, InferOutput, LoadedModel, ModelInput, Preparation};
 pub use name::{ModelName, ModelVersion, PredictionId, abbreviate};

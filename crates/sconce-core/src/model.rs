@@ -18,6 +18,12 @@ pub trait LoadedModel: Send + Sync {
     /// Bytes its weights and tables hold.
     fn memory_bytes(&self) -> usize;
 
+    /// Whether equal inputs always have equal answers, so that an answer may be kept and given again. Not so for a model that
+    /// draws random numbers or remembers earlier requests.
+    fn is_deterministic(&self) -> bool {
+        true
+    }
+
     /// What [`prepare`](Self::prepare) will take for these inputs. Cheap.
     fn preparation(&self, _inputs: &Inputs) -> Preparation {
         Preparation::default()

@@ -39,7 +39,7 @@ impl TensorSpec {
     }
 
     /// Whether `shape` fits. A last dimension of 1 may be left out: `[n]` fits `[-1, 1]`.
-    fn accepts(&self, shape: &[usize]) -> bool {
+    pub fn accepts(&self, shape: &[usize]) -> bool {
         let expected = match self.shape.split_last() {
             Some((Some(1), front)) if front.len() == shape.len() => front,
             _ => &self.shape[..],

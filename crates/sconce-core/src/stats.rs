@@ -17,6 +17,11 @@ impl Total {
         self.count += 1;
         self.time += time;
     }
+
+    fn absorb(&mut self, other: &Self) {
+        self.count += other.count;
+        self.time += other.time;
+    }
 }
 
 /// A histogram of durations with fixed bounds.
@@ -38,6 +43,13 @@ impl DurationHistogram {
         let bucket = Self::BOUNDS_US.partition_point(|&bound| Duration::from_micros(bound) < time);
         self.counts[bucket] += 1;
         self.total.add(time);
+    }
+
+    fn absorb(&mut self, other: &Self) {
+        for (count, more) in self.counts.iter_mut().zip(&other.counts) {
+            *count += more;
+        }
+        self.total.absorb(&other.total);
     }
 
     /// Count and sum of all durations.
@@ -116,7 +128,11 @@ pub struct ModelStats {
     pub compute_infer: Total,
     /// Sorting a batch's outputs out to its requests.
     pub compute_output: Total,
-    /// Rows answered.
+    /// Answers that were kept from an equal request, looked up or waited for.
+    pub cache_hit: Total,
+    /// Looking up what was not kept, and keeping its answer.
+    pub cache_miss: Total,
+    /// Rows answered, but for those of [`cache_hit`](Self::cache_hit).
     pub inference_count: u64,
     /// Tokens executed, without padding.
     pub token_count: u64,
@@ -155,6 +171,73 @@ impl ModelStats {
         self.compute_input.add(prepare);
         self.compute_infer.add(record.execute_time());
     }
+
+    /// Counts a request that was answered after `total` without a batch of its own: from what was kept, or by other models.
+    /// As other servers of the protocol count, it was in the queue as well, for no time.
+    pub fn add_without_batch(&mut self, total: Duration) {
+        self.success.add(total);
+        self.request_latency.add(total);
+        self.queue.add(Duration::ZERO);
+    }
+
+    /// Adds what was counted elsewhere for the same model version.
+    pub fn absorb(&mut self, other: &Self) {
+        // Every field by name: a new one cannot be forgotten here.
+        let Self {
+            success,
+            fail,
+            queue,
+            compute_input,
+            compute_infer,
+            compute_output,
+            cache_hit,
+            cache_miss,
+            inference_count,
+            token_count,
+            padding_count,
+            execution_count,
+            batches,
+            close_reasons,
+            refusals,
+            last_inference,
+            request_latency,
+            queue_latency,
+            panics,
+        } = other;
+        let totals = [
+            (&mut self.success, success),
+            (&mut self.queue, queue),
+            (&mut self.compute_input, compute_input),
+            (&mut self.compute_infer, compute_infer),
+            (&mut self.compute_output, compute_output),
+            (&mut self.cache_hit, cache_hit),
+            (&mut self.cache_miss, cache_miss),
+        ];
+        totals.into_iter().for_each(|(total, more)| total.absorb(more));
+        for (reason, more) in fail {
+            self.fail.entry(*reason).or_default().absorb(more);
+        }
+        for (rows, more) in batches {
+            let size = self.batches.entry(*rows).or_default();
+            size.compute_input.absorb(&more.compute_input);
+            size.compute_infer.absorb(&more.compute_infer);
+            size.compute_output.absorb(&more.compute_output);
+        }
+        for (reason, more) in close_reasons {
+            *self.close_reasons.entry(reason).or_default() += more;
+        }
+        for (reason, more) in refusals {
+            *self.refusals.entry(reason).or_default() += more;
+        }
+        self.inference_count += inference_count;
+        self.token_count += token_count;
+        self.padding_count += padding_count;
+        self.execution_count += execution_count;
+        self.panics += panics;
+        self.last_inference = self.last_inference.max(*last_inference);
+        self.request_latency.absorb(request_latency);
+        self.queue_latency.absorb(queue_latency);
+    }
 }
 
 #[cfg(test)]
@@ -170,5 +253,26 @@ mod tests {
         let counts: Vec<u64> = histogram.buckets().map(|(_, count)| count).collect();
         assert_eq!((counts[0], counts[1], counts[18]), (1, 1, 1));
         assert_eq!(histogram.total().count, 3);
+    }
+
+    #[test]
+    fn what_was_counted_in_two_places_adds_up() {
+        let mut one = ModelStats { execution_count: 2, ..ModelStats::default() };
+        one.add_failure(FailReason::Other, Duration::from_millis(1));
+        one.batches.entry(3).or_default().compute_infer.add(Duration::from_millis(2));
+        let mut two = ModelStats { last_inference: Some(SystemTime::UNIX_EPOCH), ..ModelStats::default() };
+        two.add_without_batch(Duration::from_millis(5));
+        two.add_failure(FailReason::Other, Duration::from_millis(1));
+        two.cache_hit.add(Duration::from_millis(4));
+        let mut sum = one.clone();
+        sum.absorb(&two);
+        assert_eq!((sum.success.count, sum.queue.count, sum.execution_count), (1, 1, 2));
+        assert_eq!((sum.queue.time, sum.cache_hit.time), (Duration::ZERO, Duration::from_millis(4)));
+        assert_eq!(sum.fail[&FailReason::Other].count, 2);
+        assert_eq!((sum.batches[&3].compute_infer.count, sum.request_latency.total().count), (1, 1));
+        assert_eq!(sum.last_inference, two.last_inference);
+        let mut other_way = two;
+        other_way.absorb(&one);
+        assert_eq!(sum, other_way);
     }
 }

@@ -49,6 +49,12 @@ impl Tensor {
         &self.data
     }
 
+    /// The same tensor over a copy of its bytes, which keeps nothing else in memory as a slice does.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        Self { datatype: self.datatype, shape: self.shape.clone(), data: Bytes::copy_from_slice(&self.data) }
+    }
+
     /// The bytes without the tensor around them.
     pub fn into_data(self) -> Bytes {
         self.data

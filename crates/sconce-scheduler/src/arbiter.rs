@@ -159,17 +159,33 @@ impl Device {
         if state.client.replace(client).is_some_and(|last| last != client) {
             state.rivals_at = Some(now);
         }
-        if let Claim::Wait(ticket) = state.arbiter.claim(client) {
-            state.waiting.push((ticket, thread::current()));
-            self.waiting.fetch_add(1, Ordering::Relaxed);
-            while state.waiting.iter().any(|(waiting, _)| *waiting == ticket) {
-                drop(state);
-                thread::park();
-                state = self.lock();
-            }
+        let claim = state.arbiter.claim(client);
+        if let Claim::Wait(ticket) = claim {
+            self.enter(&mut state, ticket);
+            drop(state);
+            self.wait(ticket);
+        } else {
+            drop(state);
         }
+        self.slot(client, weight)
+    }
+
+    fn enter(&self, state: &mut State, ticket: Ticket) {
+        state.waiting.push((ticket, thread::current()));
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn wait(&self, ticket: Ticket) {
+        while self.lock().waiting.iter().any(|(waiting, _)| *waiting == ticket) {
+            thread::park();
+        }
+    }
+
+    /// The slot that was granted.
+    fn slot(&self, client: ClientId, weight: f32) -> Slot<'_> {
         let since = Instant::now();
-        let has_rivals = state.rivals_at.is_some_and(|at| since.saturating_duration_since(at) < RIVALRY);
+        let rivals_at = self.lock().rivals_at;
+        let has_rivals = rivals_at.is_some_and(|at| since.saturating_duration_since(at) < RIVALRY);
         Slot { device: self, client, weight, since, has_rivals }
     }
 
@@ -180,6 +196,23 @@ impl Device {
 }
 
 impl Slot<'_> {
+    /// Stands in line again, gives the slot back, and waits. Whoever had less goes first, and that may be the same client: were
+    /// the slot given back before, the others would always be.
+    pub(crate) fn again(self) -> Self {
+        let (device, client, weight) = (self.device, self.client, self.weight);
+        let mut state = device.lock();
+        let claim = state.arbiter.claim(client);
+        if let Claim::Wait(ticket) = claim {
+            device.enter(&mut state, ticket);
+        }
+        drop(state);
+        drop(self);
+        if let Claim::Wait(ticket) = claim {
+            device.wait(ticket);
+        }
+        device.slot(client, weight)
+    }
+
     /// Whether someone waits for a slot of this device.
     pub(crate) fn is_wanted(&self) -> bool {
         self.device.waiting() > 0

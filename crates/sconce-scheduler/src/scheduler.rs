@@ -311,6 +311,11 @@ impl Shared {
         }
     }
 
+    /// Whether a batch is due.
+    pub(crate) fn is_due(&self) -> bool {
+        self.queue().due(Instant::now()) == Due::Now
+    }
+
     /// Composes a batch if one is due; `None` when another worker was faster. Dropped requests are answered here.
     /// `contested`: another model wants the device.
     pub(crate) fn take_batch(&self, contested: bool) -> Option<Dispatch<Job>> {
@@ -332,10 +337,12 @@ impl Shared {
                     self.wake.notify_one();
                 }
                 self.answer_dropped(std::mem::take(&mut dispatch.dropped));
+                dispatch.shed.drain(..).for_each(|entry| self.give_up(entry));
                 return Some(dispatch);
             }
             drop(queue);
             self.answer_dropped(dispatch.dropped);
+            dispatch.shed.drain(..).for_each(|entry| self.give_up(entry));
             queue = self.queue();
         }
     }
@@ -363,7 +370,7 @@ impl Shared {
     fn give_up(&self, entry: Entry<Job>) {
         let error = Error::new(
             ErrorCode::ResourceExhausted,
-            "the model's queue is full, and the request's place went to one of a higher priority",
+            "the model is overloaded: the request was taken in, and had to make room for others",
         );
         let mut stats = self.stats();
         stats.add_failure(FailReason::Rejected, entry.ticket.arrived_at.elapsed());

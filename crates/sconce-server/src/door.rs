@@ -45,16 +45,15 @@ impl Door {
         models: Arc<Models>,
         limits: Limits,
         tenants: &Tenants,
-        cores: usize,
         health: HealthReporter,
     ) -> Self {
         Self {
+            prepare: models.prepare.clone(),
             models,
             budget: ByteBudget::new(limits.max_inflight_bytes),
             connections: Arc::new(Semaphore::new(limits.max_connections)),
             streams: Arc::new(Semaphore::new(limits.max_streams)),
             limits,
-            prepare: PreparePool::new(cores),
             tenants: TenantTable::new(tenants, Instant::now()),
             draining: CancellationToken::new(),
             refused: AtomicU64::new(0),
@@ -140,9 +139,10 @@ impl Door {
         let model = |served: Arc<crate::models::Served>| ModelSample {
             model: served.name.to_string(),
             version: served.version_text.clone(),
-            stats: served.scheduler.stats(),
-            queue_depth: served.scheduler.queue_depth(),
-            memory_bytes: served.scheduler.model().memory_bytes(),
+            stats: served.stats(),
+            queue_depth: served.queue_depth(),
+            memory_bytes: served.memory_bytes(),
+            cache_bytes: served.cache.as_ref().map(|cache| (cache.bytes(), cache.max_bytes())),
         };
         (server, self.models.ready().map(model).collect())
     }

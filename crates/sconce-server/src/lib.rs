@@ -3,9 +3,11 @@
 
 #[doc(hidden)]
 pub mod bench;
+mod cache;
 mod config;
 mod dispatch;
 mod door;
+mod ensemble;
 mod grpc;
 mod http;
 mod models;
@@ -101,7 +103,7 @@ impl Server {
         let models =
             Arc::new(Models::new(config.models, &config.builtin, device, quantum, &memory, registry));
         let (health, health_service) = tonic_health::server::health_reporter();
-        let door = Arc::new(Door::new(models, config.limits, &config.tenants, models::cores(), health));
+        let door = Arc::new(Door::new(models, config.limits, &config.tenants, health));
         door.report_health().await;
         let inference = Listener::new(
             Arc::clone(&door),

@@ -26,6 +26,8 @@ pub struct ModelSample {
     pub queue_depth: usize,
     /// Bytes of weights and tables.
     pub memory_bytes: usize,
+    /// Bytes of answers that are kept, and their bound; `None` where none are.
+    pub cache_bytes: Option<(usize, usize)>,
 }
 
 /// The server at the time of a scrape.
@@ -213,6 +215,7 @@ impl Scrape {
         self.gauge(encoder, "sconce_queue_depth", "Requests that wait", |m| m.queue_depth)?;
         self.gauge(encoder, "sconce_model_memory_bytes", "Bytes of weights and tables", |m| m.memory_bytes)?;
 
+        self.encode_cache(encoder)?;
         let mut predictions = encoder.encode_descriptor(
             "sconce_predictions",
             "Requests of a known model by outcome",
@@ -249,6 +252,40 @@ impl Scrape {
             }
         }
         Ok(())
+    }
+
+    fn encode_cache(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let counters: [(&str, &str, ValueOf); 2] = [
+            ("sconce_cache_hits", "Requests answered from the cache", |m| m.stats.cache_hit.count),
+            ("sconce_cache_misses", "Requests whose answer was not in the cache", |m| {
+                m.stats.cache_miss.count
+            }),
+        ];
+        for (name, help, value) in counters {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (model, _) in self.cached() {
+                family
+                    .encode_family(&Labels { model, extra: None })?
+                    .encode_counter::<NoLabelSet, _, u64>(&value(model), None)?;
+            }
+        }
+        let help = "Bytes of answers that are kept";
+        let mut family = encoder.encode_descriptor("sconce_cache_bytes", help, None, MetricType::Gauge)?;
+        for (model, (bytes, _)) in self.cached() {
+            family.encode_family(&Labels { model, extra: None })?.encode_gauge(&to_i64(bytes))?;
+        }
+        let help = "The bound of sconce_cache_bytes";
+        let mut family =
+            encoder.encode_descriptor("sconce_cache_bytes_limit", help, None, MetricType::Gauge)?;
+        for (model, (_, limit)) in self.cached() {
+            family.encode_family(&Labels { model, extra: None })?.encode_gauge(&to_i64(limit))?;
+        }
+        Ok(())
+    }
+
+    /// Models whose answers are kept.
+    fn cached(&self) -> impl Iterator<Item = (&ModelSample, (usize, usize))> {
+        self.models.iter().filter_map(|model| Some((model, model.cache_bytes?)))
     }
 
     fn encode_histograms(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -323,6 +360,16 @@ impl Scrape {
                 family.encode_family(&Labels { model, extra: None })?.encode_gauge(&value(model))?;
             }
         }
+        let cached: [(&str, &str, ValueOf); 2] = [
+            ("nv_cache_num_hits_per_model", "Requests answered from the cache", |m| m.stats.cache_hit.count),
+            ("nv_cache_num_misses_per_model", "Requests not in the cache", |m| m.stats.cache_miss.count),
+        ];
+        for (name, help, value) in cached {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Unknown)?;
+            for (model, _) in self.cached() {
+                family.encode_family(&Labels { model, extra: None })?.encode_gauge(&value(model))?;
+            }
+        }
         let name = "nv_inference_request_failure";
         let mut family = encoder.encode_descriptor(name, "Failed requests", None, MetricType::Unknown)?;
         for model in &self.models {
@@ -388,6 +435,7 @@ mod tests {
         stats.success.add(Duration::from_millis(3));
         stats.request_latency.add(Duration::from_millis(3));
         stats.add_failure(FailReason::Rejected, Duration::ZERO);
+        stats.cache_hit.add(Duration::ZERO);
         stats.batches.entry(300).or_default().compute_infer.add(Duration::from_millis(1));
         let model = ModelSample {
             model: "we\"ird".into(),
@@ -395,6 +443,7 @@ mod tests {
             stats,
             queue_depth: 3,
             memory_bytes: 10,
+            cache_bytes: Some((40, 50)),
         };
         let server = ServerSample {
             version: "9".into(),
@@ -416,6 +465,9 @@ mod tests {
             "sconce_batch_rows_bucket{le=\"+Inf\",model=\"we\\\"ird\",version=\"1\"} 1",
             "nv_inference_count{model=\"we\\\"ird\",version=\"1\"} 7",
             "nv_inference_request_failure{model=\"we\\\"ird\",version=\"1\",reason=\"REJECTED\"} 1",
+            "sconce_cache_hits_total{model=\"we\\\"ird\",version=\"1\"} 1",
+            "sconce_cache_bytes_limit{model=\"we\\\"ird\",version=\"1\"} 50",
+            "nv_cache_num_misses_per_model{model=\"we\\\"ird\",version=\"1\"} 0",
             "nv_inference_pending_request_count{model=\"we\\\"ird\",version=\"1\"} 3",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\nnot in\n{text}");

@@ -1,6 +1,6 @@
 use crate::{Failure, Outcome, table};
 use sconce_candle::Package;
-use sconce_core::{DeviceId, display_shape};
+use sconce_core::{DeviceId, ModelVersion, Step, display_shape};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -31,8 +31,15 @@ pub(crate) fn run(args: &Args) -> Outcome {
         )
         .into());
     }
+    let mut opened = Vec::new();
     for (name, dir) in packages {
-        problems += check(&name, &dir, args.device)?;
+        match check(&name, &dir, args.device)? {
+            Ok(package) => opened.push((name, package)),
+            Err(found) => problems += found,
+        }
+    }
+    for (name, package) in &opened {
+        problems += check_steps(name, package, &opened)?;
     }
     Ok(if problems == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -50,18 +57,24 @@ pub(crate) fn is_package(path: &Path) -> Result<bool, Failure> {
     }))
 }
 
-/// Prints what a package is, or what is wrong with it; gives the number of problems.
-fn check(name: &str, dir: &Path, device: DeviceId) -> std::io::Result<usize> {
+/// Prints what a package is, or what is wrong with it; gives it, or the number of problems.
+fn check(name: &str, dir: &Path, device: DeviceId) -> std::io::Result<Result<Package, usize>> {
     let package = match Package::open(dir, device) {
         Ok(package) => package,
         Err(error) => {
             say!("✗ {name}: {} problem(s)", error.problems().len())?;
             error.problems().iter().try_for_each(|problem| say!("    {problem}"))?;
-            return Ok(error.problems().len());
+            return Ok(Err(error.problems().len()));
         }
     };
     let settings = &package.settings;
-    say!("✓ {name}: {}, {} on {}", settings.family, settings.precision.name(), settings.device)?;
+    match package.ensemble() {
+        None => say!("✓ {name}: {}, {} on {}", settings.family, settings.precision.name(), settings.device)?,
+        Some(ensemble) => {
+            let steps: Vec<&str> = ensemble.steps().iter().map(|step| step.spec.model.as_str()).collect();
+            say!("✓ {name}: {} of {}", settings.family, steps.join(", "))?;
+        }
+    }
     if !settings.description.is_empty() {
         say!("    {}", settings.description)?;
     }
@@ -80,7 +93,29 @@ fn check(name: &str, dir: &Path, device: DeviceId) -> std::io::Result<usize> {
         })
         .collect();
     say!("{}", table::render(&["", "name", "datatype", "shape", "labels"], &rows).trim_end())?;
-    Ok(0)
+    Ok(Ok(package))
+}
+
+/// Checks the steps of an ensemble against the models that are here; gives the number of problems.
+fn check_steps(name: &str, package: &Package, all: &[(String, Package)]) -> std::io::Result<usize> {
+    let Some(ensemble) = package.ensemble() else { return Ok(0) };
+    // An alias, or no version, may mean any of them: the one that is the highest stands for it.
+    let here = |step: &Step| {
+        let (model, version) = (&step.spec.model, &step.spec.version);
+        let is_it = |(of, _): &&(String, Package)| match ModelVersion::parse(version) {
+            Some(version) => *of == format!("{model} version {version}"),
+            None => of.strip_prefix(model.as_str()).is_some_and(|rest| rest.starts_with(" version ")),
+        };
+        all.iter().rfind(is_it).map(|(_, package)| &package.signature)
+    };
+    let signatures: Vec<_> = ensemble.steps().iter().map(here).collect();
+    for (step, _) in ensemble.steps().iter().zip(&signatures).filter(|(_, found)| found.is_none()) {
+        say!("  {name}: step `{}` is not here, and was not checked", step.spec.model)?;
+    }
+    let Err(problems) = ensemble.check(&signatures) else { return Ok(0) };
+    say!("✗ {name}: {} problem(s) with its steps", problems.len())?;
+    problems.iter().try_for_each(|problem| say!("    {problem}"))?;
+    Ok(problems.len())
 }
 
 fn summarize(labels: &[String]) -> String {

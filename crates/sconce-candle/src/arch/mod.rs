@@ -2,6 +2,7 @@
 
 mod add_sub;
 mod bert;
+mod ensemble;
 pub(crate) mod fields;
 mod identity;
 mod on_candle;
@@ -17,7 +18,7 @@ use crate::Problems;
 use crate::files::Folder;
 use crate::keys::Keys;
 use crate::{Family, ModelSettings};
-use sconce_core::{DeviceId, LoadedModel, Signature};
+use sconce_core::{DeviceId, Ensemble, LoadedModel, Signature};
 use std::sync::Arc;
 
 /// A package of some family, checked and ready to be loaded.
@@ -28,6 +29,7 @@ pub(crate) enum Plan {
     Tabular(tabular::Plan),
     Bert(Box<bert::Plan>),
     Vision(Box<vision::Plan>),
+    Ensemble(Ensemble),
 }
 
 /// Checks the family's own keys and files.
@@ -50,6 +52,9 @@ pub(crate) fn open(
             .map(|p| (p.signature(settings), Plan::Bert(Box::new(p)))),
         Family::Vision => vision::Plan::open(folder, settings, problems)
             .map(|p| (p.signature(settings), Plan::Vision(Box::new(p)))),
+        Family::Ensemble => {
+            ensemble::open(settings, keys, problems).map(|p| (p.signature().clone(), Plan::Ensemble(p)))
+        }
     }
 }
 
@@ -65,6 +70,7 @@ pub(crate) fn load(
         Plan::Tabular(plan) => Arc::new(tabular::Model::load(plan, settings, signature)?),
         Plan::Bert(plan) => Arc::new(bert::Model::load(*plan, settings, signature)?),
         Plan::Vision(plan) => Arc::new(vision::Model::load(*plan, settings, signature)?),
+        Plan::Ensemble(_) => return Err("an ensemble is no model by itself: its steps are".to_owned()),
     })
 }
 

@@ -125,8 +125,7 @@ impl<T> Batcher<T> {
     /// Whether requests have waited for longer than `target` for long: a queue that drains by itself is a good one, one that
     /// stands only adds its wait to each answer (Nichols, Jacobson: "Controlling Queue Delay", 2012).
     fn is_standing(&mut self, now: Instant, target: f64) -> bool {
-        let wait = (self.seconds(self.work) + self.remaining(now)) / self.instances as f64;
-        let wait = self.paced(wait);
+        let wait = self.wait_of_all(now);
         let since = match self.standing_since {
             // A queue that is held at the target is below it now and then: that does not end an overload.
             Some(since) if wait > target / 2.0 => since,
@@ -138,6 +137,11 @@ impl<T> Batcher<T> {
         };
         self.standing_since = Some(since);
         now.saturating_duration_since(since) >= self.policy.queue_target.max(MIN_STANDING)
+    }
+
+    /// How long a request behind all others would wait, in seconds.
+    fn wait_of_all(&self, now: Instant) -> f64 {
+        self.paced((self.seconds(self.work) + self.remaining(now)) / self.instances as f64)
     }
 
     /// Whether an idle model should try what seems too late: if it never ran anything, it would never learn that it can.
@@ -152,7 +156,26 @@ impl<T> Batcher<T> {
     /// Makes room for a request of `priority`: of the lowest priority there is, if that is lower, the one with the latest deadline
     /// leaves.
     pub(super) fn shed(&mut self, priority: Priority) -> Option<Entry<T>> {
-        let lower = self.levels.get(priority.level()..)?;
+        self.shed_below(priority.level())
+    }
+
+    /// Has requests give way, from the end of the queue, while a queue that stands is more than twice as long as it should be: an
+    /// overload that nobody foresaw filled it.
+    pub(super) fn shorten(&mut self, now: Instant) -> Vec<Entry<T>> {
+        let mut shed = Vec::new();
+        let target = self.policy.queue_target.as_secs_f64();
+        if target == 0.0 || !self.cost.is_certain() || !self.is_standing(now, target) {
+            return shed;
+        }
+        while self.len() > self.instances && self.wait_of_all(now) > 2.0 * target {
+            shed.extend(self.shed_below(0));
+        }
+        shed
+    }
+
+    /// Of all levels after the first `level`, the last one's request with the latest deadline.
+    fn shed_below(&mut self, level: usize) -> Option<Entry<T>> {
+        let lower = self.levels.get(level..)?;
         let level = lower.iter().rev().find(|level| level.work.rows > 0)?;
         let last = level.lines.iter().filter_map(|line| line.line.last()).max_by_key(|place| place.key)?;
         self.leave(last.slot)

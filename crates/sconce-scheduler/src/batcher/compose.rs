@@ -58,6 +58,8 @@ impl<T> Batcher<T> {
             expected: 0.0,
         };
         let mut dropped = Vec::new();
+        let shed = self.shorten(now);
+        self.learn_from_oldest(now, &mut draft);
         self.take_patient(now, &mut draft, &mut dropped, &abandoned);
         let mut window = WINDOW;
         while draft.work.rows < self.policy.max_rows {
@@ -91,7 +93,7 @@ impl<T> Batcher<T> {
             self.running.push((id, now + takes));
         }
         self.learn_pace(draft.actual, draft.expected);
-        Dispatch { id, entries: draft.entries, dropped, reason, queue_depth }
+        Dispatch { id, entries: draft.entries, dropped, shed, reason, queue_depth }
     }
 
     /// What has waited for long goes first, up to a part of all rows: with batches of one row, into each fourth.
@@ -225,6 +227,16 @@ impl<T> Batcher<T> {
                 let bucket = |tokens: usize| tokens.next_power_of_two();
                 bucket(draft.longest) == bucket(waiting.entry.longest)
             }
+        }
+    }
+
+    /// What waits for longer than it should already says so, not only once it runs.
+    fn learn_from_oldest(&self, now: Instant, draft: &mut Draft<T>) {
+        let oldest = self.arrivals.iter().find_map(|&(seq, slot)| self.arrival(seq, slot));
+        if let Some(Waiting { entry, expected, .. }) = oldest
+            && now.saturating_duration_since(entry.queued_at).as_secs_f64() > self.paced(*expected)
+        {
+            draft.waited(now, entry, *expected);
         }
     }
 

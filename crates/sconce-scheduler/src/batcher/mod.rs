@@ -71,6 +71,8 @@ pub struct Dispatch<T> {
     pub entries: Vec<Entry<T>>,
     /// Must not run: expired, abandoned, or too late however soon it ran.
     pub dropped: Vec<Entry<T>>,
+    /// Gave way: the queue stood, and they stood at its end.
+    pub shed: Vec<Entry<T>>,
     /// Why the batch was closed.
     pub reason: CloseReason,
     /// Requests that waited before it was composed.

@@ -224,7 +224,7 @@ async fn infer(
     let (served, generation) = dispatch::within(call_deadline, found).await.flatten()?;
     served.used(arrived_at);
     let prediction_id = PredictionId::new();
-    let count = |error: &Error| served.scheduler.count_failure(error, arrived_at.elapsed());
+    let count = |error: &Error| served.count_failure(error, arrived_at.elapsed());
     let is_large = reservation.bytes() > INLINE_MESSAGE_BYTES;
     // Whoever works on the request holds its reservation, also when nobody waits for it any more.
     let work = move || Ok((convert::request(message)?, reservation));
@@ -240,8 +240,9 @@ async fn infer(
         deadline: own_deadline.into_iter().chain(call_deadline).min(),
         reservation,
         tenant,
+        depth: 0,
     };
-    let (output, reservation) = dispatch::infer(&door.prepare, &served, job).await?;
+    let (output, reservation) = dispatch::infer(&door.models, &served, job).await?;
     let mut response = ModelInferResponse {
         model_name: served.name.to_string(),
         model_version: served.version_text.clone(),

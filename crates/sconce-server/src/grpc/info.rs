@@ -1,15 +1,18 @@
 //! Every RPC but inference: what the server and its models are, how they did, and the control calls.
 
 use crate::door::{Change, Door};
+use crate::ensemble::Assembly;
 use crate::grpc::Role;
 use crate::grpc::status;
-use crate::models::{Said, Served, State};
+use crate::models::{Said, Served, State, Target};
+use sconce_candle::ModelSettings;
 use sconce_core::{
-    DataType, DeviceId, FailReason, ModelStats, Signature, TensorSpec, Total, abbreviate, display_shape,
+    DataType, DeviceId, FailReason, ModelStats, Signature, Step, TensorSpec, Total, abbreviate, display_shape,
 };
 use sconce_proto::inference as pb;
 use sconce_proto::inference::grpc_inference_service_server::GrpcInferenceService;
 use sconce_proto::inference::log_settings_request::setting_value::ParameterChoice;
+use sconce_proto::inference::model_config::SchedulingChoice;
 use sconce_scheduler::Priority;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -317,7 +320,10 @@ fn no_shared_memory() -> Status {
 }
 
 fn platform(served: &Served) -> String {
-    format!("candle_{}", served.settings.family)
+    match served.target {
+        Target::Model(_) => format!("candle_{}", served.settings.family),
+        Target::Ensemble(_) => "ensemble".to_owned(),
+    }
 }
 
 fn wire_shape(shape: &[Option<usize>]) -> Vec<i64> {
@@ -342,21 +348,27 @@ fn model_config(served: &Served) -> pb::ModelConfig {
     let (settings, signature) = (&served.settings, served.signature());
     // The rows dimension is implied by `max_batch_size`.
     let dims = |spec: &TensorSpec| wire_shape(spec.shape.get(1..).unwrap_or_default());
-    let (kind, gpus) = match settings.device {
-        DeviceId::Cpu => (pb::model_instance_group::Kind::Cpu, vec![]),
-        DeviceId::Cuda(ordinal) => {
-            (pb::model_instance_group::Kind::Gpu, vec![i32::try_from(ordinal).unwrap_or(i32::MAX)])
+    let parameter = |text: &str| pb::ModelParameter { string_value: text.to_owned() };
+    let mut parameters = BTreeMap::new();
+    let (backend, instance_group, scheduling) = match &served.target {
+        Target::Model(_) => {
+            parameters.insert("dtype".to_owned(), parameter(settings.precision.name()));
+            let target_ms = settings.queue_target.as_secs_f64() * 1e3;
+            parameters.insert("queue_target_ms".to_owned(), parameter(&target_ms.to_string()));
+            if settings.pin_cores {
+                let cores = served.instances.cores.as_deref().unwrap_or_default();
+                parameters.insert("cores".to_owned(), parameter(cores));
+            }
+            ("candle", vec![instance_group(served)], SchedulingChoice::DynamicBatching(batching(settings)))
+        }
+        Target::Ensemble(assembly) => {
+            // An alias is no number, which is what the steps' field holds.
+            for (index, step) in assembly.steps().iter().enumerate().filter(|(_, step)| has_alias(step)) {
+                parameters.insert(format!("steps[{index}].version"), parameter(&step.spec.version));
+            }
+            ("", vec![], SchedulingChoice::EnsembleScheduling(ensembling(assembly)))
         }
     };
-    let parameter = |text: &str| pb::ModelParameter { string_value: text.to_owned() };
-    let mut parameters = BTreeMap::from([
-        ("dtype".to_owned(), parameter(settings.precision.name())),
-        ("queue_target_ms".to_owned(), parameter(&(settings.queue_target.as_secs_f64() * 1e3).to_string())),
-    ]);
-    if settings.pin_cores {
-        parameters
-            .insert("cores".to_owned(), parameter(served.instances.cores.as_deref().unwrap_or_default()));
-    }
     if !settings.description.is_empty() {
         parameters.insert("description".to_owned(), parameter(&settings.description));
     }
@@ -371,7 +383,7 @@ fn model_config(served: &Served) -> pb::ModelConfig {
     pb::ModelConfig {
         name: served.name.to_string(),
         platform: platform(served),
-        backend: "candle".to_owned(),
+        backend: backend.to_owned(),
         max_batch_size: i32::try_from(signature.max_batch_size).unwrap_or(i32::MAX),
         input: first_form(signature)
             .map(|spec| pb::ModelInput {
@@ -390,33 +402,61 @@ fn model_config(served: &Served) -> pb::ModelConfig {
                 dims: dims(spec),
             })
             .collect(),
-        instance_group: vec![pb::ModelInstanceGroup {
-            name: settings.device.to_string(),
-            count: i32::try_from(served.instances.count).unwrap_or(i32::MAX),
-            gpus,
-            kind: kind.into(),
-        }],
-        scheduling_choice: Some(pb::model_config::SchedulingChoice::DynamicBatching(
-            pb::ModelDynamicBatching {
-                preferred_batch_size: Vec::new(),
-                max_queue_delay_microseconds: u64::try_from(settings.max_queue_delay.as_micros())
-                    .unwrap_or(u64::MAX),
-                preserve_ordering: false,
-                priority_levels: Priority::LEVELS as u64,
-                default_priority_level: Priority::default().level() as u64,
-                default_queue_policy: Some(pb::ModelQueuePolicy {
-                    timeout_action: pb::model_queue_policy::TimeoutAction::Reject.into(),
-                    default_timeout_microseconds: settings
-                        .default_timeout
-                        .map_or(0, |timeout| u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX)),
-                    allow_timeout_override: true,
-                    max_queue_size: u32::try_from(settings.queue_depth).unwrap_or(u32::MAX),
-                }),
-            },
-        )),
+        instance_group,
+        scheduling_choice: Some(scheduling),
         parameters,
         model_transaction_policy: Some(pb::ModelTransactionPolicy { decoupled: false }),
+        response_cache: served.cache.as_ref().map(|_| pb::ModelResponseCache { enable: true }),
     }
+}
+
+fn instance_group(served: &Served) -> pb::ModelInstanceGroup {
+    let (kind, gpus) = match served.settings.device {
+        DeviceId::Cpu => (pb::model_instance_group::Kind::Cpu, vec![]),
+        DeviceId::Cuda(ordinal) => {
+            (pb::model_instance_group::Kind::Gpu, vec![i32::try_from(ordinal).unwrap_or(i32::MAX)])
+        }
+    };
+    pb::ModelInstanceGroup {
+        name: served.settings.device.to_string(),
+        count: i32::try_from(served.instances.count).unwrap_or(i32::MAX),
+        gpus,
+        kind: kind.into(),
+    }
+}
+
+fn batching(settings: &ModelSettings) -> pb::ModelDynamicBatching {
+    pb::ModelDynamicBatching {
+        preferred_batch_size: Vec::new(),
+        max_queue_delay_microseconds: u64::try_from(settings.max_queue_delay.as_micros()).unwrap_or(u64::MAX),
+        preserve_ordering: false,
+        priority_levels: Priority::LEVELS as u64,
+        default_priority_level: Priority::default().level() as u64,
+        default_queue_policy: Some(pb::ModelQueuePolicy {
+            timeout_action: pb::model_queue_policy::TimeoutAction::Reject.into(),
+            default_timeout_microseconds: settings
+                .default_timeout
+                .map_or(0, |timeout| u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX)),
+            allow_timeout_override: true,
+            max_queue_size: u32::try_from(settings.queue_depth).unwrap_or(u32::MAX),
+        }),
+    }
+}
+
+fn ensembling(assembly: &Assembly) -> pb::ModelEnsembling {
+    let step = |step: &Step| pb::model_ensembling::Step {
+        model_name: step.spec.model.to_string(),
+        // As others write it, -1 is whatever answers.
+        model_version: step.spec.version.parse().unwrap_or(-1),
+        input_map: step.spec.inputs.clone(),
+        output_map: step.spec.outputs.clone(),
+        model_namespace: String::new(),
+    };
+    pb::ModelEnsembling { step: assembly.steps().iter().map(step).collect() }
+}
+
+fn has_alias(step: &Step) -> bool {
+    !step.spec.version.is_empty() && step.spec.version.parse::<i64>().is_err()
 }
 
 fn wire_datatype(datatype: DataType) -> pb::DataType {
@@ -439,7 +479,7 @@ fn wire_datatype(datatype: DataType) -> pb::DataType {
 }
 
 fn model_statistics(served: &Served) -> pb::ModelStatistics {
-    let stats: ModelStats = served.scheduler.stats();
+    let stats: ModelStats = served.stats();
     let wire = |total: Total| Some(pb::StatisticDuration { count: total.count, ns: nanos(total.time) });
     let fail = FailReason::ALL
         .iter()
@@ -463,8 +503,8 @@ fn model_statistics(served: &Served) -> pb::ModelStatistics {
             compute_input: wire(stats.compute_input),
             compute_infer: wire(stats.compute_infer),
             compute_output: wire(stats.compute_output),
-            cache_hit: wire(Total::default()),
-            cache_miss: wire(Total::default()),
+            cache_hit: wire(stats.cache_hit),
+            cache_miss: wire(stats.cache_miss),
         }),
         batch_stats: stats
             .batches
@@ -479,7 +519,7 @@ fn model_statistics(served: &Served) -> pb::ModelStatistics {
         memory_usage: vec![pb::MemoryUsage {
             r#type: memory.to_owned(),
             id,
-            byte_size: served.scheduler.model().memory_bytes() as u64,
+            byte_size: served.memory_bytes() as u64,
         }],
         response_stats: BTreeMap::new(),
     }

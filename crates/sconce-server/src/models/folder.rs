@@ -144,7 +144,7 @@ impl Models {
             match self.versions(name).remove(&version) {
                 Some(State::Ready(served)) => {
                     self.set(name, version, State::Unloading);
-                    let freed_bytes = served.scheduler.model().memory_bytes();
+                    let freed_bytes = served.memory_bytes();
                     draining.push((version, after, served.gone.clone(), freed_bytes));
                 }
                 _ => self.end(name, version, after),

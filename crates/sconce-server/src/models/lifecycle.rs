@@ -247,9 +247,14 @@ impl Models {
         version: ModelVersion,
         source: Source,
     ) -> Result<Arc<Served>> {
-        let _place = self.loader.place().await?;
+        let place = self.loader.place().await?;
         let started = Instant::now();
         let opened = self.loader.open(name, source).await?;
+        if let Some((settings, ensemble)) = opened.ensemble() {
+            // The models of its steps may have to be loaded, and need the place.
+            drop((place, opened));
+            return self.assemble(name, version, settings, ensemble).await.map(Arc::new);
+        }
         let (device, mut bytes) = (opened.device, opened.bytes);
         let mut lease = loop {
             match self.memory.lease(device, bytes) {
@@ -409,7 +414,7 @@ impl Drop for Landing<'_> {
 }
 
 fn memory_bytes(served: &Arc<Served>) -> u64 {
-    served.scheduler.model().memory_bytes() as u64
+    served.memory_bytes() as u64
 }
 
 async fn registered(registry: &Arc<Registry>, name: &ModelName, version: ModelVersion) -> Result<Source> {

@@ -3,10 +3,12 @@
 use super::cores::Cores;
 use super::memory::{Lease, Leased};
 use super::overrides::Override;
-use super::{Served, blocking};
+use super::{Served, Target, blocking};
+use crate::cache::ResponseCache;
 use sconce_candle::{ModelSettings, Package};
 use sconce_core::{
-    Batch, DeviceId, Error, ErrorCode, LoadedModel, ModelInput, ModelName, ModelVersion, Result, Tensor,
+    Batch, DeviceId, Ensemble, Error, ErrorCode, LoadedModel, ModelInput, ModelName, ModelVersion, Result,
+    Tensor,
 };
 use sconce_registry::{Checkout, FileRecord, Registry};
 use sconce_scheduler::{BatchPolicy, Device, Scheduler, Work};
@@ -44,6 +46,7 @@ pub(crate) struct Loader {
 }
 
 /// How many instances a version has.
+#[derive(Default)]
 pub(crate) struct Instances {
     pub(crate) count: usize,
     /// Why as many.
@@ -118,6 +121,7 @@ impl Loader {
     /// Starts the workers.
     ///
     /// # Errors
+    /// `FailedPrecondition` when its answers are to be kept and may not be;
     /// `Internal` when there is no thread for them.
     pub(crate) async fn start(
         &self,
@@ -127,6 +131,12 @@ impl Loader {
         lease: Lease,
     ) -> Result<Served> {
         let Loaded { settings, model, warm } = loaded;
+        let cache = settings.response_cache.map(ResponseCache::new);
+        if cache.is_some() && !model.is_deterministic() {
+            let message =
+                "its answers cannot be kept: equal inputs may have different ones (`response_cache`)";
+            return Err(Error::new(ErrorCode::FailedPrecondition, message));
+        }
         let gone = CancellationToken::new();
         let (count, why) = instances(&settings);
         let pins = settings.pin_cores.then(|| Arc::new(self.cores.take(count, settings.threads)));
@@ -148,7 +158,7 @@ impl Loader {
         if let Some((work, time)) = warm {
             scheduler.learn(work, time);
         }
-        Ok(Served::new(name, version, settings, instances, scheduler, gone))
+        Ok(Served::new(name, version, settings, instances, Target::Model(scheduler), cache, gone))
     }
 
     /// Where models run that do not say it themselves.
@@ -195,6 +205,14 @@ fn open(source: Source, default_device: DeviceId) -> Result<Opened> {
 }
 
 impl Opened {
+    /// What it says, if it is an ensemble: it has nothing to read, and no workers.
+    pub(crate) fn ensemble(&self) -> Option<(ModelSettings, Ensemble)> {
+        match &self.kind {
+            Kind::Package(package) => Some((package.settings.clone(), package.ensemble()?.clone())),
+            Kind::Builtin(..) => None,
+        }
+    }
+
     /// Reads the weights, and warms up.
     fn load(self) -> Result<Loaded> {
         match self.kind {
@@ -291,4 +309,56 @@ fn instances(settings: &ModelSettings) -> (usize, String) {
 /// Cores this process may use.
 pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory::Memory;
+    use super::*;
+    use sconce_core::{Backend, Inputs, ModelInput, Signature};
+    use std::collections::BTreeMap;
+
+    /// A model that says of itself that it may answer differently each time.
+    struct Dice(Arc<dyn LoadedModel>);
+
+    impl LoadedModel for Dice {
+        fn signature(&self) -> &Signature {
+            self.0.signature()
+        }
+        fn memory_bytes(&self) -> usize {
+            0
+        }
+        fn is_deterministic(&self) -> bool {
+            false
+        }
+        fn prepare(&self, inputs: Inputs) -> Result<ModelInput> {
+            self.0.prepare(inputs)
+        }
+        fn instance(&self) -> Result<Box<dyn Backend>> {
+            self.0.instance()
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_that_may_differ_are_not_kept() {
+        let loader = Loader::new(DeviceId::Cpu, Duration::from_millis(10));
+        let memory = Memory::new(&BTreeMap::new());
+        let (name, version) = (ModelName::new("dice").unwrap(), ModelVersion::new(1).unwrap());
+        let (settings, model) = sconce_candle::builtin("identity").unwrap();
+        let model: Arc<dyn LoadedModel> = Arc::new(Dice(model));
+        for (response_cache, is_refused) in [(None, false), (Some(1 << 20), true)] {
+            let settings = ModelSettings { response_cache, instances: Some(1), ..settings.clone() };
+            let lease = memory.lease(DeviceId::Cpu, 0).unwrap();
+            let loaded = Loaded { settings, model: Arc::clone(&model), warm: None };
+            let started = loader.start(&name, version, loaded, lease).await;
+            let refusal = started.err().map(|error| (error.code(), error.to_string()));
+            assert_eq!(refusal.is_some(), is_refused, "{refusal:?}");
+            if let Some((code, message)) = refusal {
+                assert!(
+                    code == ErrorCode::FailedPrecondition && message.contains("response_cache"),
+                    "{message}"
+                );
+            }
+        }
+    }
 }

@@ -102,6 +102,9 @@ impl LoadedModel for Leased {
     fn is_padded(&self) -> bool {
         self.model.is_padded()
     }
+    fn is_deterministic(&self) -> bool {
+        self.model.is_deterministic()
+    }
     fn preparation(&self, inputs: &Inputs) -> Preparation {
         self.model.preparation(inputs)
     }

@@ -1,6 +1,7 @@
 //! What is served: an immutable table of models, swapped whole. Requests read it without a lock.
 
 mod cores;
+mod ensembles;
 mod folder;
 mod lifecycle;
 mod loader;
@@ -14,24 +15,39 @@ pub(crate) use memory::Account;
 pub(crate) use overrides::Said;
 pub(crate) use stored::Verdict;
 
+use crate::cache::ResponseCache;
+use crate::dispatch::PreparePool;
+use crate::ensemble::Assembly;
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
+use ensembles::Assembling;
 use lifecycle::{Draining, Flights};
 use loader::{Instances, Loader};
 use memory::Memory;
 use overrides::Override;
 use sconce_candle::ModelSettings;
-use sconce_core::{DeviceId, Error, ErrorCode, ModelName, ModelVersion, Result, Signature, abbreviate};
+use sconce_core::{
+    DeviceId, Error, ErrorCode, FailReason, ModelName, ModelStats, ModelVersion, Result, Signature,
+    abbreviate,
+};
 use sconce_registry::Registry;
 use sconce_scheduler::Scheduler;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+/// What answers a version's requests.
+pub(crate) enum Target {
+    /// A model in memory, with a queue and workers.
+    Model(Scheduler),
+    /// Other models.
+    Ensemble(Assembly),
+}
 
 /// A model version that takes requests. Whoever holds it keeps it loaded.
 pub(crate) struct Served {
@@ -41,7 +57,11 @@ pub(crate) struct Served {
     pub(crate) version_text: String,
     pub(crate) settings: ModelSettings,
     pub(crate) instances: Instances,
-    pub(crate) scheduler: Scheduler,
+    pub(crate) target: Target,
+    /// Answers that are kept, if they are.
+    pub(crate) cache: Option<ResponseCache>,
+    /// What is counted beside the scheduler.
+    counted: Mutex<ModelStats>,
     /// Cancelled when its memory was given back.
     gone: CancellationToken,
     loaded_at: Instant,
@@ -59,7 +79,8 @@ impl Served {
         version: ModelVersion,
         settings: ModelSettings,
         instances: Instances,
-        scheduler: Scheduler,
+        target: Target,
+        cache: Option<ResponseCache>,
         gone: CancellationToken,
     ) -> Self {
         Self {
@@ -68,7 +89,9 @@ impl Served {
             version_text: version.to_string(),
             settings,
             instances,
-            scheduler,
+            target,
+            cache,
+            counted: Mutex::default(),
             gone,
             loaded_at: Instant::now(),
             last_used_ms: AtomicU64::new(0),
@@ -78,7 +101,74 @@ impl Served {
     }
 
     pub(crate) fn signature(&self) -> &Signature {
-        self.scheduler.model().signature()
+        match &self.target {
+            Target::Model(scheduler) => scheduler.model().signature(),
+            Target::Ensemble(assembly) => assembly.signature(),
+        }
+    }
+
+    /// Bytes its weights and tables hold.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.scheduler().map_or(0, |scheduler| scheduler.model().memory_bytes())
+    }
+
+    /// Requests that wait.
+    pub(crate) fn queue_depth(&self) -> usize {
+        self.scheduler().map_or(0, Scheduler::queue_depth)
+    }
+
+    /// The counters so far.
+    pub(crate) fn stats(&self) -> ModelStats {
+        let mut stats = self.scheduler().map(Scheduler::stats).unwrap_or_default();
+        stats.absorb(&self.counted());
+        stats
+    }
+
+    /// Counts a request that failed before it reached the queue.
+    pub(crate) fn count_failure(&self, error: &Error, time: Duration) {
+        self.counted().add_failure(FailReason::of(error), time);
+    }
+
+    /// Counts a request that was answered from the cache: after `looked_up`, and in all.
+    pub(crate) fn count_hit(&self, looked_up: Duration, total: Duration) {
+        let mut counted = self.counted();
+        counted.cache_hit.add(looked_up);
+        counted.add_without_batch(total);
+        counted.last_inference = Some(SystemTime::now());
+    }
+
+    /// Counts a request of an ensemble that its steps answered.
+    pub(crate) fn count_steps_answered(&self, rows: usize, total: Duration) {
+        let mut counted = self.counted();
+        counted.add_without_batch(total);
+        counted.inference_count += rows as u64;
+        counted.last_inference = Some(SystemTime::now());
+    }
+
+    /// Counts a request that was looked up in the cache for nothing.
+    pub(crate) fn count_miss(&self, looked_up: Duration) {
+        self.counted().cache_miss.add(looked_up);
+    }
+
+    /// Lets no request wait for company any more.
+    fn hurry(&self) {
+        self.scheduler().into_iter().for_each(Scheduler::hurry);
+    }
+
+    /// Answers what waits and ends the workers. Blocks.
+    fn close(&self) {
+        self.scheduler().into_iter().for_each(Scheduler::close);
+    }
+
+    fn scheduler(&self) -> Option<&Scheduler> {
+        match &self.target {
+            Target::Model(scheduler) => Some(scheduler),
+            Target::Ensemble(_) => None,
+        }
+    }
+
+    fn counted(&self) -> MutexGuard<'_, ModelStats> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that a request came.
@@ -156,6 +246,8 @@ pub(crate) struct Models {
     registry: Option<Arc<Registry>>,
     loader: Loader,
     memory: Arc<Memory>,
+    /// Threads that prepare requests.
+    pub(crate) prepare: PreparePool,
     table: ArcSwap<Table>,
     /// What load calls said in place of the folder's. At most one a model that was loaded so.
     said: Mutex<HashMap<ModelName, Arc<Override>>>,
@@ -165,6 +257,8 @@ pub(crate) struct Models {
     changing: DashMap<ModelName, Arc<tokio::sync::Mutex<()>>>,
     /// Loads under way and failures that are not tried again yet.
     flights: Flights,
+    /// Ensembles that are being loaded. At most one a load under way.
+    assembling: Mutex<Vec<Assembling>>,
     /// Versions that were taken out and still answer what they were given.
     draining: Mutex<Vec<Draining>>,
     /// Loads that succeeded, and loads that failed.
@@ -195,11 +289,13 @@ impl Models {
             registry,
             loader: Loader::new(default_device, quantum),
             memory,
+            prepare: PreparePool::new(cores()),
             table: ArcSwap::default(),
             said: Mutex::default(),
             replacing: Mutex::default(),
             changing: DashMap::new(),
             flights: Flights::default(),
+            assembling: Mutex::default(),
             draining: Mutex::default(),
             loads: [const { AtomicU64::new(0) }; 2],
             changed: watch::Sender::new(0),
@@ -339,6 +435,7 @@ impl Models {
         for problem in problems {
             tracing::warn!(problem, "the folder of models has an entry that is no model");
         }
+        let sources = blocking(move || Ok(ensembles::steps_first(sources))).await?;
         let stored = self.stored_models().await?;
         if let Some((name, _, _)) = sources.iter().find(|(name, _, _)| stored.contains(name)) {
             return Err(Error::new(
@@ -370,8 +467,7 @@ impl Models {
     pub(crate) async fn close(&self) {
         let served: Vec<Arc<Served>> = self.ready().collect();
         self.table.store(Arc::default());
-        let join =
-            tokio::task::spawn_blocking(move || served.iter().for_each(|served| served.scheduler.close()));
+        let join = tokio::task::spawn_blocking(move || served.iter().for_each(|served| served.close()));
         if let Err(error) = join.await {
             tracing::error!(error = &error as &dyn std::error::Error, "the workers could not be joined");
         }
@@ -385,7 +481,7 @@ impl Models {
 
     /// Lets no request wait for company any more: there will be none.
     pub(crate) fn hurry(&self) {
-        self.ready().for_each(|served| served.scheduler.hurry());
+        self.ready().for_each(|served| served.hurry());
     }
 
     /// Forgets the lock of a name that came to nothing. To be called without it.
@@ -435,7 +531,7 @@ impl Models {
     fn replace(&self, name: &ModelName, change: impl FnOnce(&mut Known) -> Option<State>) {
         let before = self.replace_model(name, 0, change);
         if let Some(State::Ready(served)) = before {
-            served.scheduler.hurry();
+            served.hurry();
         }
     }
 

@@ -1,9 +1,10 @@
 //! Samples that a version must answer before an alias may point at it.
 
-use super::{Served, Verdict, blocking};
+use super::{Models, Served, Verdict};
+use crate::dispatch::{self, Job};
 use sconce_core::{ByteBudget, Error, ErrorCode, Result, json};
 use sconce_registry::SmokeSample;
-use sconce_scheduler::{Priority, Submission, Tenant};
+use sconce_scheduler::{Priority, Tenant};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,8 +28,13 @@ struct Range {
 }
 
 /// Whether `served` answers a sample as it should.
-pub(super) async fn smoke(served: &Served, index: usize, sample: &SmokeSample) -> Verdict {
-    let outcome = answer(served, sample).await;
+pub(super) async fn smoke(
+    models: &Arc<Models>,
+    served: &Served,
+    index: usize,
+    sample: &SmokeSample,
+) -> Verdict {
+    let outcome = answer(models, served, sample).await;
     let (passed, detail) = match outcome {
         Ok(took) => (true, format!("answered in {took:.1?}")),
         Err(error) => (false, error.to_string()),
@@ -36,27 +42,28 @@ pub(super) async fn smoke(served: &Served, index: usize, sample: &SmokeSample) -
     Verdict { gate: format!("smoke[{index}]"), passed, detail }
 }
 
-async fn answer(served: &Served, sample: &SmokeSample) -> Result<Duration> {
+async fn answer(models: &Arc<Models>, served: &Served, sample: &SmokeSample) -> Result<Duration> {
     let text: SmokeText = serde_json::from_str(&sample.request)
         .map_err(|error| Error::invalid(format!("not as it should be: {error}")))?;
     let tensors = json::to_request(served.signature(), &text.inputs)?;
-    let inputs = served.signature().check(tensors)?;
-    let model = Arc::clone(served.scheduler.model());
     let started = Instant::now();
     let limit = Duration::from_millis(sample.max_latency_ms);
-    let input = blocking(move || model.prepare(inputs)).await?;
-    let reply = served.scheduler.submit(Submission {
-        input,
+    let job = Job {
+        tensors,
         priority: Priority::default(),
-        deadline: Some(started + limit),
         arrived_at: started,
-        prepare_time: started.elapsed(),
-        reservation: ByteBudget::new(0).empty(),
+        deadline: Some(started + limit),
+        // Of no budget of the callers': what the registry has, it may ask.
+        reservation: ByteBudget::new(usize::MAX).empty(),
         tenant: Tenant::default(),
-    })?;
+        depth: 0,
+    };
     let late = || Error::new(ErrorCode::DeadlineExceeded, format!("no answer within {limit:.1?}"));
-    let reply = tokio::time::timeout(limit, reply).await.map_err(|_| late())?;
-    let output = reply.map_err(|_| Error::internal("the request was lost"))?.result?;
+    let answered = dispatch::infer(models, served, job).await;
+    let (output, _) = answered.map_err(|error| match error.code() {
+        ErrorCode::DeadlineExceeded => late(),
+        _ => error,
+    })?;
     let took = started.elapsed();
     if took > limit {
         return Err(late());

@@ -211,7 +211,7 @@ impl Models {
         self.flights.forgive(name, candidate.version);
         let served = self.load_now(name, candidate.version).await?;
         for (index, sample) in gates.smoke.iter().enumerate() {
-            verdicts.push(smoke::smoke(&served, index, sample).await);
+            verdicts.push(smoke::smoke(self, &served, index, sample).await);
         }
         drop(served);
         let failed: Vec<String> = verdicts

@@ -1,0 +1,215 @@
+//! Models made of other models: one dispatch a step, those whose inputs are there side by side.
+//!
+//! An ensemble has no queue and no slot of a device: only its steps do, each while it runs. A step is routed when it starts, so
+//! it follows aliases as any request does.
+
+use crate::dispatch::{self, Job, Request};
+use crate::models::Models;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use sconce_core::{
+    Ensemble, Error, ErrorCode, InferOutput, ModelName, Reservation, Result, Signature, Step, Tensor,
+    display_shape,
+};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio_util::sync::DropGuard;
+
+/// An ensemble whose steps' models were there, and fitted, when it was loaded.
+pub(crate) struct Assembly {
+    ensemble: Ensemble,
+    signature: Signature,
+    /// The models of its steps, of their steps, and so on.
+    reaches: BTreeSet<ModelName>,
+    /// How many ensembles are inside one another, this one included.
+    depth: usize,
+    /// Tells who waits for it when the last request has let go of it.
+    _gone: DropGuard,
+}
+
+/// A tensor of the pool, once it is made and as long as somebody will use it.
+struct Slot {
+    tensor: Option<Tensor>,
+    uses: usize,
+    /// The share of the bytes in flight of the step that made it.
+    held: Option<Arc<Reservation>>,
+}
+
+/// What a step made: tensors by their places in the pool, and its share of the bytes in flight.
+type Made = (Vec<(usize, Tensor)>, Reservation);
+
+impl Assembly {
+    pub(crate) fn new(
+        ensemble: Ensemble,
+        signature: Signature,
+        reaches: BTreeSet<ModelName>,
+        depth: usize,
+        gone: DropGuard,
+    ) -> Self {
+        Self { ensemble, signature, reaches, depth, _gone: gone }
+    }
+
+    pub(crate) fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    pub(crate) fn steps(&self) -> &[Step] {
+        self.ensemble.steps()
+    }
+
+    pub(crate) fn reaches(&self) -> &BTreeSet<ModelName> {
+        &self.reaches
+    }
+
+    pub(crate) fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Answers a request. Dropping it abandons every step that waits or runs.
+    ///
+    /// # Errors
+    /// What the first step that failed failed with, under its name; `Unavailable` for a step without a model that is ready.
+    pub(crate) async fn run(
+        &self,
+        models: &Arc<Models>,
+        request: Request,
+    ) -> Result<(InferOutput, Reservation)> {
+        // Loading looked at what answered then. An alias may lead elsewhere now, even back to here.
+        if request.depth >= Ensemble::MAX_DEPTH {
+            let message =
+                format!("ensembles are steps of one another more than {} deep", Ensemble::MAX_DEPTH);
+            return Err(Error::new(ErrorCode::FailedPrecondition, message));
+        }
+        dispatch::within(request.deadline, self.run_steps(models, request)).await.flatten()
+    }
+
+    async fn run_steps(
+        &self,
+        models: &Arc<Models>,
+        mut request: Request,
+    ) -> Result<(InferOutput, Reservation)> {
+        request.reservation.grow_to(self.signature.answer_bytes(request.inputs.rows()))?;
+        let slot = |uses| Slot { tensor: None, uses, held: None };
+        let mut pool: Vec<Slot> = self.ensemble.uses().into_iter().map(slot).collect();
+        for (at, slot) in pool.iter_mut().enumerate().take(self.signature.inputs.len()) {
+            slot.tensor = request.inputs.take(at);
+        }
+        let mut waiting: Vec<usize> = (0..self.steps().len()).collect();
+        let mut running = FuturesUnordered::new();
+        loop {
+            let is_ready = |index: &mut usize| {
+                self.steps()[*index].inputs.iter().all(|(_, at)| pool[*at].tensor.is_some())
+            };
+            let ready: Vec<usize> = waiting.extract_if(.., is_ready).collect();
+            for index in ready {
+                running.push(self.start(models, &request, &mut pool, index)?);
+            }
+            let Some(made) = running.next().await else { break };
+            let (tensors, share) = made?;
+            let share = Arc::new(share);
+            for (at, tensor) in tensors {
+                let slot = &mut pool[at];
+                if slot.uses > 0 {
+                    (slot.tensor, slot.held) = (Some(tensor), Some(Arc::clone(&share)));
+                }
+            }
+        }
+        self.finish(&mut pool, request.reservation)
+    }
+
+    /// A step on its way: what it takes leaves the pool where it was the last to use it.
+    fn start<'a>(
+        &'a self,
+        models: &'a Arc<Models>,
+        request: &Request,
+        pool: &mut [Slot],
+        index: usize,
+    ) -> Result<BoxFuture<'a, Result<Made>>> {
+        let step = &self.steps()[index];
+        let model = &step.spec.model;
+        let mut tensors = Vec::with_capacity(step.inputs.len());
+        for (input, at) in &step.inputs {
+            let tensor = pool[*at].tensor.clone().ok_or_else(|| Error::internal("a tensor was let go of"))?;
+            tensors.push((input.clone(), tensor));
+            pool[*at].used();
+        }
+        // What it works on counts for it as well: it may outlive the request, which gives back its own share then.
+        let bytes = tensors.iter().map(|(_, tensor)| tensor.data().len()).sum();
+        let job = Job {
+            tensors,
+            priority: request.priority,
+            arrived_at: Instant::now(),
+            deadline: request.deadline,
+            reservation: request.reservation.part(bytes).map_err(|error| failed(model, error))?,
+            tenant: request.tenant,
+            depth: request.depth + 1,
+        };
+        let run = async move { run_step(models, step, job).await.map_err(|error| failed(model, error)) };
+        // Ensembles may be steps of ensembles: the type must end here.
+        Ok(Box::pin(run))
+    }
+
+    /// The outputs, which the request's share of the bytes in flight stands for from here on.
+    fn finish(&self, pool: &mut [Slot], mut share: Reservation) -> Result<(InferOutput, Reservation)> {
+        let mut tensors = Vec::with_capacity(self.signature.outputs.len());
+        for (spec, at) in self.signature.outputs.iter().zip(self.ensemble.outputs()) {
+            let missing = || Error::internal(format!("no step made output `{}`", spec.name));
+            let tensor = pool[*at].tensor.clone().ok_or_else(missing)?;
+            if tensor.datatype() != spec.datatype || !spec.accepts(tensor.shape()) {
+                return Err(Error::internal(format!(
+                    "output `{}`: expected {} {}, the steps made {} {:?}",
+                    spec.name,
+                    spec.datatype,
+                    display_shape(&spec.shape),
+                    tensor.datatype(),
+                    tensor.shape()
+                )));
+            }
+            tensors.push(tensor);
+        }
+        let bytes = tensors.iter().map(|tensor| tensor.data().len()).sum();
+        share.settle(share.bytes().max(bytes));
+        Ok((InferOutput { tensors }, share))
+    }
+}
+
+impl Slot {
+    fn used(&mut self) {
+        self.uses -= 1;
+        if self.uses == 0 {
+            (self.tensor, self.held) = (None, None);
+        }
+    }
+}
+
+async fn run_step(models: &Arc<Models>, step: &Step, job: Job) -> Result<Made> {
+    let (deadline, started_at) = (job.deadline, job.arrived_at);
+    let found = models.serving(step.spec.model.as_str(), &step.spec.version);
+    let found = dispatch::within(deadline, found).await?;
+    let (served, _) = found.map_err(|error| match error.code() {
+        // To the caller of the ensemble it is there, but cannot answer now.
+        ErrorCode::NotFound | ErrorCode::InvalidArgument => {
+            Error::new(ErrorCode::Unavailable, error.to_string())
+        }
+        _ => error,
+    })?;
+    served.used(started_at);
+    let (output, mut share) = dispatch::infer(models, &served, job).await?;
+    let outputs = &served.signature().outputs;
+    let mut made = Vec::with_capacity(step.outputs.len());
+    for (name, at) in &step.outputs {
+        let place = outputs.iter().position(|spec| spec.name == *name);
+        let tensor = place.and_then(|place| output.tensors.get(place)).ok_or_else(|| {
+            let version = &served.version_text;
+            Error::new(ErrorCode::FailedPrecondition, format!("version {version} has no output `{name}`"))
+        })?;
+        made.push((*at, tensor.clone()));
+    }
+    share.settle(made.iter().map(|(_, tensor)| tensor.data().len()).sum());
+    Ok((made, share))
+}
+
+fn failed(model: &ModelName, error: Error) -> Error {
+    error.at(format_args!("step `{model}`"))
+}
