@@ -29,8 +29,8 @@ for core in "$server_core" "$generator_core"; do
     taskset -c "$core" true 2>/dev/null || fail "cannot run on core $core: two cores are needed (SERVER_CORE, GENERATOR_CORE)"
 done
 
-# build NAME...: sets $NAME to the binary for each of sconce, loadtest, compute and lifecycle; SCONCE_BIN and the like name those
-# that need no building. The whole workspace: parts of it would be built with fewer features, and all again for the others.
+# build NAME...: sets $NAME to the binary for each of sconce, loadtest, compute, lifecycle, packing and simulator; SCONCE_BIN and the
+# like name those that need no building. The whole workspace: parts of it would be built with fewer features, and all again for the others.
 build() {
     local name variable bin bins=()
     for name in "$@"; do
@@ -72,11 +72,13 @@ start() {
     done
 }
 
-# start_sconce MODELS
+# start_sconce MODELS [FLAG...]
 start_sconce() {
+    local models=$1
+    shift
     start sconce '/"message": *"ready"/s/.*"grpc": *"([^"]+)".*/\1/p' \
-        "$sconce" serve --models "$1" --builtin identity,add_sub \
-        --grpc 127.0.0.1:0 --admin 127.0.0.1:0 --http 127.0.0.1:0
+        "$sconce" serve --models "$models" --builtin identity,add_sub \
+        --grpc 127.0.0.1:0 --admin 127.0.0.1:0 --http 127.0.0.1:0 "$@"
 }
 
 # measure CASE SERVER ADDR PID GENERATOR-ARGUMENTS...: one closed-loop run, appended to $results.
@@ -87,6 +89,22 @@ measure() {
         --duration "$duration" --warmup "$warmup" --json "$@") || fail "the run against $server failed: $line"
     printf '%s\t%s\t%s\n' "$case" "$server" "$line" >>"$results"
 }
+
+# measure_open CASE SERVER ADDR PID RATE GENERATOR-ARGUMENTS...: one open loop with random gaps, appended to $results. It is no error
+# that nothing succeeded.
+measure_open() {
+    local case=$1 server=$2 addr=$3 pid=$4 rate=$5 line
+    shift 5
+    line=$(taskset -c "$generator_core" "$loadtest" open "$addr" --rate "$rate" --poisson --server-pid "$pid" \
+        --duration "$duration" --warmup "$warmup" --json "$@") || [ -n "$line" ] || fail "the run against $server failed"
+    printf '%s\t%s\t%s\n' "$case" "$server" "$line" >>"$results"
+}
+
+# of_last COLUMN
+of_last() { tail -n 1 "$results" | cut -f 3 | python3 -c "import json, sys; print(json.load(sys.stdin)['$1'])"; }
+
+# product A B
+product() { python3 -c "print(f'{$1 * $2:.1f}')"; }
 
 # Where and when, for the head of a report.
 describe() {

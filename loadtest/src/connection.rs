@@ -1,7 +1,7 @@
 use crate::Result;
 use bytes::Bytes;
 use h2::client::SendRequest;
-use http::header::{CONTENT_TYPE, HeaderValue, TE, USER_AGENT};
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, TE, USER_AGENT};
 use http::{HeaderMap, Method, Request, Uri, Version};
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
@@ -78,8 +78,11 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 
 impl Connection {
-    /// Connects; the driver must be given to [`keep`](Self::keep).
-    pub(crate) async fn open(addr: SocketAddr) -> Result<(Self, Driver)> {
+    /// Connects; the driver must be given to [`keep`](Self::keep). `metadata` goes with every request.
+    pub(crate) async fn open(
+        addr: SocketAddr,
+        metadata: &[(HeaderName, HeaderValue)],
+    ) -> Result<(Self, Driver)> {
         let (sender, driver) =
             dial(addr).await.map_err(|error| format!("cannot connect to {addr}: {error}"))?;
         let uri = Uri::builder()
@@ -92,10 +95,8 @@ impl Connection {
             (TE, HeaderValue::from_static("trailers")),
             (USER_AGENT, HeaderValue::from_static("sconce-loadtest")),
         ];
-        Ok((
-            Self { addr, uri, headers: headers.into_iter().collect(), sender: Mutex::new(Some(sender)) },
-            driver,
-        ))
+        let headers = headers.into_iter().chain(metadata.iter().cloned()).collect();
+        Ok((Self { addr, uri, headers, sender: Mutex::new(Some(sender)) }, driver))
     }
 
     /// Drives the connection, and connects again whenever it breaks. Never returns.
@@ -116,9 +117,9 @@ impl Connection {
         }
     }
 
-    /// Sends a length-prefixed message and waits for the whole answer.
-    pub(crate) async fn call(&self, message: Bytes) -> Outcome {
-        match self.try_call(message).await {
+    /// Sends a length-prefixed message and waits for the whole answer. The server is told `timeout`; it is the one to keep it.
+    pub(crate) async fn call(&self, message: Bytes, timeout: Option<Duration>) -> Outcome {
+        match self.try_call(message, timeout).await {
             Some(outcome) => outcome,
             None => {
                 // A broken connection must not become a busy loop.
@@ -128,10 +129,10 @@ impl Connection {
         }
     }
 
-    async fn try_call(&self, message: Bytes) -> Option<Outcome> {
+    async fn try_call(&self, message: Bytes, timeout: Option<Duration>) -> Option<Outcome> {
         let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
         let mut sender = sender.ready().await.ok()?;
-        let (response, mut stream) = sender.send_request(self.request(), false).ok()?;
+        let (response, mut stream) = sender.send_request(self.request(timeout), false).ok()?;
         stream.send_data(message, true).ok()?;
         let (head, mut body) = response.await.ok()?.into_parts();
         while let Some(chunk) = body.data().await {
@@ -143,18 +144,28 @@ impl Connection {
         }
     }
 
-    fn request(&self) -> Request<()> {
+    fn request(&self, timeout: Option<Duration>) -> Request<()> {
         let mut request = Request::new(());
         *request.method_mut() = Method::POST;
         *request.version_mut() = Version::HTTP_2;
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();
+        if let Some(timeout) = timeout.and_then(grpc_timeout) {
+            request.headers_mut().insert("grpc-timeout", timeout);
+        }
         request
     }
 
     fn set_sender(&self, sender: Option<SendRequest<Bytes>>) {
         *self.sender.lock().unwrap_or_else(PoisonError::into_inner) = sender;
     }
+}
+
+/// At most eight digits and a unit; no less than a microsecond, for none at all would be malformed.
+fn grpc_timeout(timeout: Duration) -> Option<HeaderValue> {
+    let micros = timeout.as_micros().max(1);
+    let text = if micros < 100_000_000 { format!("{micros}u") } else { format!("{}m", micros / 1000) };
+    HeaderValue::from_str(&text).ok()
 }
 
 async fn dial(addr: SocketAddr) -> Result<(SendRequest<Bytes>, Driver)> {
@@ -166,4 +177,17 @@ async fn dial(addr: SocketAddr) -> Result<(SendRequest<Bytes>, Driver)> {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .enable_push(false);
     Ok(builder.handshake(stream).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_is_well_formed() {
+        let text = |timeout| grpc_timeout(timeout).unwrap().to_str().unwrap().to_owned();
+        assert_eq!(text(Duration::ZERO), "1u");
+        assert_eq!(text(Duration::from_millis(500)), "500000u");
+        assert_eq!(text(Duration::from_secs(100)), "100000m");
+    }
 }

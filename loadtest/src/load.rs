@@ -5,6 +5,7 @@ use crate::process::Usage;
 use crate::recorder::{Recorder, Results, Snapshot, Window};
 use crate::statistics::Statistics;
 use bytes::Bytes;
+use http::header::{HeaderName, HeaderValue};
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +21,9 @@ pub(crate) struct Plan {
     pub(crate) addr: SocketAddr,
     /// Sent in turn; at least one.
     pub(crate) messages: Vec<Bytes>,
+    /// Goes with every request.
+    pub(crate) metadata: Vec<(HeaderName, HeaderValue)>,
+    pub(crate) terms: Terms,
     pub(crate) connections: usize,
     pub(crate) threads: usize,
     pub(crate) arrivals: Arrivals,
@@ -28,6 +32,22 @@ pub(crate) struct Plan {
     pub(crate) drain: Duration,
     pub(crate) server_pid: Option<u32>,
     pub(crate) statistics: Option<Statistics>,
+}
+
+/// What is wanted of each request, counted from the time it was due.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Terms {
+    /// What the server is told.
+    pub(crate) timeout: Option<Duration>,
+    /// What its answer is judged by.
+    pub(crate) slo: Option<Duration>,
+}
+
+impl Terms {
+    /// What is left of the timeout.
+    fn left(self, due: Instant) -> Option<Duration> {
+        Some(self.timeout?.saturating_sub(due.elapsed()))
+    }
 }
 
 /// When requests are sent.
@@ -69,7 +89,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Results> {
     wait_until(window.until, &counters, "measuring");
     let after = snapshot(plan)?;
 
-    let mut recorder = Recorder::new(window)?;
+    let mut recorder = Recorder::new(window, plan.terms.slo)?;
     for (thread, _) in running {
         recorder.add(&thread.join().map_err(|_| "a thread of the generator panicked")??)?;
     }
@@ -121,6 +141,8 @@ impl Worker {
         let share = Share {
             addr: plan.addr,
             messages: plan.messages.clone().into(),
+            metadata: plan.metadata.clone(),
+            terms: plan.terms,
             connections: share(plan.connections, index, threads),
             arrivals: plan.arrivals,
             index,
@@ -145,6 +167,8 @@ fn share(total: usize, index: usize, parts: usize) -> usize {
 struct Share {
     addr: SocketAddr,
     messages: Arc<[Bytes]>,
+    metadata: Vec<(HeaderName, HeaderValue)>,
+    terms: Terms,
     connections: usize,
     arrivals: Arrivals,
     index: usize,
@@ -162,7 +186,7 @@ impl Share {
         let keepers = TaskTracker::new();
         let mut connections = Vec::new();
         for _ in 0..self.connections {
-            match Connection::open(self.addr).await {
+            match Connection::open(self.addr, &self.metadata).await {
                 Ok((connection, driver)) => {
                     let connection = Arc::new(connection);
                     let kept = Arc::clone(&connection);
@@ -179,7 +203,7 @@ impl Share {
         let _ = ready.send(Ok(()));
         drop(ready);
         let window = started.await.map_err(|_| "the run was called off")?;
-        let recorder = Arc::new(Mutex::new(Recorder::new(window)?));
+        let recorder = Arc::new(Mutex::new(Recorder::new(window, self.terms.slo)?));
         let requests = TaskTracker::new();
         match self.arrivals {
             Arrivals::Closed { concurrency } => {
@@ -207,7 +231,7 @@ impl Share {
         let connection = Arc::clone(&connections[slot % connections.len()]);
         let (messages, recorder) = (Arc::clone(&self.messages), Arc::clone(recorder));
         let answered = Arc::clone(&self.answered);
-        let until = lock(&recorder).window.until;
+        let (until, terms) = (lock(&recorder).window.until, self.terms);
         async move {
             let mut due = Instant::now();
             let mut messages = messages.iter().cycle().skip(slot * 7);
@@ -215,7 +239,7 @@ impl Share {
                 && let Some(message) = messages.next()
             {
                 lock(&recorder).begin(due);
-                let outcome = connection.call(message.clone()).await;
+                let outcome = connection.call(message.clone(), terms.left(due)).await;
                 answered.fetch_add(1, Ordering::Relaxed);
                 let now = Instant::now();
                 lock(&recorder).end(due, now, outcome);
@@ -248,15 +272,16 @@ impl Share {
                 tokio::task::yield_now().await;
             }
             lock(recorder).begin(due);
+            lock(recorder).sent(due, Instant::now());
             if requests.len() >= most {
                 lock(recorder).end(due, Instant::now(), Outcome::DROPPED);
                 continue;
             }
             let (connection, message, recorder) =
                 (Arc::clone(connection), message.clone(), Arc::clone(recorder));
-            let answered = Arc::clone(&self.answered);
+            let (answered, left) = (Arc::clone(&self.answered), self.terms.left(due));
             requests.spawn(async move {
-                let outcome = connection.call(message).await;
+                let outcome = connection.call(message, left).await;
                 answered.fetch_add(1, Ordering::Relaxed);
                 lock(&recorder).end(due, Instant::now(), outcome);
             });

@@ -15,10 +15,12 @@ mod payload;
 mod process;
 mod recorder;
 mod report;
+mod sink;
 mod statistics;
 
 use clap::{Args, Parser, Subcommand};
-use load::{Arrivals, Plan};
+use http::header::{HeaderName, HeaderValue};
+use load::{Arrivals, Plan, Terms};
 use payload::{Kind, Lengths, Source};
 use statistics::Statistics;
 use std::net::{SocketAddr, ToSocketAddrs as _};
@@ -66,6 +68,13 @@ enum Command {
         #[arg(long, default_value = "127.0.0.1:0")]
         listen: SocketAddr,
     },
+    /// A gRPC server that answers every call with an empty message, such as a collector of traces does; prints the address it
+    /// listens on
+    Sink {
+        /// Where to listen; port 0 takes a free one
+        #[arg(long, default_value = "127.0.0.1:0")]
+        listen: SocketAddr,
+    },
 }
 
 #[derive(Args)]
@@ -95,6 +104,18 @@ struct Target {
     input: Option<String>,
     #[command(flatten)]
     tensor: TensorArgs,
+    /// Milliseconds that an answer may take, from the time its request was due: reports those in time, a second
+    #[arg(long, value_name = "MS", value_parser = millis)]
+    slo_ms: Option<Duration>,
+    /// The same, but told to the server (grpc-timeout): what is left of it when the request is sent
+    #[arg(long, value_name = "MS", value_parser = millis)]
+    timeout_ms: Option<Duration>,
+    /// Metadata of every request
+    #[arg(long = "header", value_name = "KEY:VALUE", value_parser = header)]
+    headers: Vec<(HeaderName, HeaderValue)>,
+    /// Priority of every request, 1 the highest; 0 leaves it to the server
+    #[arg(long, default_value_t = 0)]
+    priority: u64,
     /// Different requests to prepare and send in turn
     #[arg(long, default_value_t = 256)]
     pool: usize,
@@ -132,6 +153,7 @@ struct TensorArgs {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::EchoServer { listen } => echo::serve(listen).map(|()| true),
+        Command::Sink { listen } => sink::serve(listen).map(|()| true),
         Command::Closed { concurrency, target } => run(target, Arrivals::Closed { concurrency }),
         Command::Open { rate, poisson, max_outstanding, target } => {
             let seed = poisson.then_some(target.seed);
@@ -168,12 +190,15 @@ fn run(target: Target, arrivals: Arrivals) -> Result<bool> {
         version: target.version,
         input: target.input,
         kind,
+        priority: target.priority,
         pool: target.pool,
         seed: target.seed,
     };
     let plan = Plan {
         addr,
         messages: source.messages(&target.addr)?,
+        metadata: target.headers,
+        terms: Terms { timeout: target.timeout_ms, slo: target.slo_ms },
         connections: target.connections.max(1),
         threads: target.threads.unwrap_or(cores).max(1),
         arrivals,
@@ -197,6 +222,17 @@ fn seconds(text: &str) -> Result<Duration, String> {
         .ok()
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
         .ok_or_else(|| "expected seconds".into())
+}
+
+fn millis(text: &str) -> Result<Duration, String> {
+    let millis: f64 = text.parse().map_err(|_| "expected milliseconds")?;
+    Duration::try_from_secs_f64(millis / 1e3).map_err(|_| "expected milliseconds".into())
+}
+
+fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let parts = text.split_once(':');
+    let parsed = parts.and_then(|(key, value)| Some((key.parse().ok()?, value.trim().parse().ok()?)));
+    parsed.ok_or_else(|| "expected KEY:VALUE, such as x-tenant-id:a".into())
 }
 
 fn shape(text: &str) -> Result<(usize, usize), String> {

@@ -12,6 +12,8 @@ pub(crate) struct Source {
     /// The input to fill, when the model's metadata need not be asked.
     pub(crate) input: Option<String>,
     pub(crate) kind: Kind,
+    /// 0: the model's default.
+    pub(crate) priority: u64,
     pub(crate) pool: usize,
     pub(crate) seed: u64,
 }
@@ -74,6 +76,7 @@ impl Source {
             .map(|_| {
                 let tensor = self.kind.tensor(dims, &mut random)?;
                 let request = InferRequest::new(&self.model).version(&self.version).input(&input, tensor);
+                let request = if self.priority == 0 { request } else { request.priority(self.priority) };
                 let message = request.into_message();
                 let length = message.encoded_len();
                 let mut framed = BytesMut::with_capacity(5 + length);
@@ -139,7 +142,7 @@ mod tests {
         let messages = |seed| {
             let kind = Kind::TokenIds("8-32".parse().unwrap());
             let input = Some("input_ids".into());
-            Source { model: "m".into(), version: String::new(), input, kind, pool: 16, seed }
+            Source { model: "m".into(), version: String::new(), input, kind, priority: 0, pool: 16, seed }
                 .messages("")
                 .unwrap()
         };

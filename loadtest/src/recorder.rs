@@ -3,7 +3,7 @@ use crate::connection::Outcome;
 use crate::process::Usage;
 use crate::statistics::Executed;
 use hdrhistogram::Histogram;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a run found.
 pub(crate) struct Results {
@@ -11,6 +11,10 @@ pub(crate) struct Results {
     pub(crate) outcomes: [u64; Outcome::NAMES.len()],
     /// Nanoseconds from the time each of these that succeeded was due until all of its answer was there.
     pub(crate) latency: Histogram<u64>,
+    /// Those of them that came as soon as they should.
+    pub(crate) in_time: Option<u64>,
+    /// Nanoseconds from the time each request of an open loop was due until it was sent: large ones are the generator's fault.
+    pub(crate) lag: Histogram<u64>,
     /// Successes that came within the measured time.
     pub(crate) completed: u64,
     /// Answers of any status that came within it.
@@ -49,18 +53,32 @@ pub(crate) struct Snapshot {
 #[derive(Clone)]
 pub(crate) struct Recorder {
     pub(crate) window: Window,
+    slo: Option<Duration>,
     begun: u64,
     outcomes: [u64; Outcome::NAMES.len()],
     latency: Histogram<u64>,
+    in_time: u64,
+    lag: Histogram<u64>,
     completed: u64,
     answered: u64,
 }
 
 impl Recorder {
-    pub(crate) fn new(window: Window) -> Result<Self> {
+    /// Answers that come later than `slo` are counted apart.
+    pub(crate) fn new(window: Window, slo: Option<Duration>) -> Result<Self> {
         // From a microsecond to ten minutes, to a thousandth.
         let latency = Histogram::new_with_bounds(1_000, 600_000_000_000, 3)?;
-        Ok(Self { window, begun: 0, outcomes: [0; Outcome::NAMES.len()], latency, completed: 0, answered: 0 })
+        Ok(Self {
+            window,
+            slo,
+            begun: 0,
+            outcomes: [0; Outcome::NAMES.len()],
+            lag: latency.clone(),
+            latency,
+            in_time: 0,
+            completed: 0,
+            answered: 0,
+        })
     }
 
     fn in_window(&self, time: Instant) -> bool {
@@ -71,6 +89,13 @@ impl Recorder {
         self.begun += u64::from(self.in_window(due));
     }
 
+    /// A request of an open loop was on its way at `now`.
+    pub(crate) fn sent(&mut self, due: Instant, now: Instant) {
+        if self.in_window(due) {
+            self.lag.saturating_record(nanos(now.saturating_duration_since(due)));
+        }
+    }
+
     pub(crate) fn end(&mut self, due: Instant, now: Instant, outcome: Outcome) {
         if self.in_window(now) {
             self.completed += u64::from(outcome == Outcome::OK);
@@ -79,8 +104,9 @@ impl Recorder {
         if self.in_window(due) {
             self.outcomes[outcome.index()] += 1;
             if outcome == Outcome::OK {
-                let latency = now.saturating_duration_since(due).as_nanos();
-                self.latency.saturating_record(u64::try_from(latency).unwrap_or(u64::MAX));
+                let latency = now.saturating_duration_since(due);
+                self.in_time += u64::from(self.slo.is_some_and(|slo| latency <= slo));
+                self.latency.saturating_record(nanos(latency));
             }
         }
     }
@@ -91,6 +117,8 @@ impl Recorder {
             *sum += count;
         }
         self.latency.add(&other.latency)?;
+        self.in_time += other.in_time;
+        self.lag.add(&other.lag)?;
         self.completed += other.completed;
         self.answered += other.answered;
         Ok(())
@@ -101,6 +129,8 @@ impl Recorder {
         Results {
             outcomes: self.outcomes,
             latency: self.latency,
+            in_time: self.slo.map(|_| self.in_time),
+            lag: self.lag,
             completed: self.completed,
             answered: self.answered,
             server: after.server.zip(before.server).map(|(after, before)| after.since(before)),
@@ -113,16 +143,21 @@ impl Recorder {
     }
 }
 
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn what_is_due_in_the_window_counts_whenever_it_ends() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
-        let mut recorder = Recorder::new(Window { start, from: at(100), until: at(200) }).unwrap();
+        let mut recorder =
+            Recorder::new(Window { start, from: at(100), until: at(200) }, Some(Duration::from_millis(100)))
+                .unwrap();
         recorder.begin(at(50));
         recorder.end(at(50), at(150), Outcome::OK);
         for due in [110, 120, 130, 140] {
@@ -134,6 +169,7 @@ mod tests {
         let results = recorder.finish(Snapshot::default(), Snapshot::default());
         assert_eq!((results.completed, results.answered, results.succeeded()), (2, 2, 2));
         assert_eq!(results.outcomes[Outcome::DROPPED.index()], 1);
+        assert_eq!(results.in_time, Some(1));
         assert_eq!(results.outcomes[Outcome::UNFINISHED.index()], 1);
         assert_eq!(results.latency.max() / 1_000_000, 400);
     }

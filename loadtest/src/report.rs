@@ -25,6 +25,7 @@ pub(crate) fn json(plan: &Plan, results: &Results) -> Value {
     line.insert("seconds".into(), plan.duration.as_secs_f64().into());
     line.insert("requests".into(), results.succeeded().into());
     line.insert("requests_per_s".into(), rounded(requests_per_s(plan, results)));
+    line.insert("goodput_per_s".into(), goodput_per_s(plan, results).map_or(Value::Null, rounded));
     line.insert("errors".into(), errors(results).collect());
     for (name, percentile) in PERCENTILES {
         let micros = results.latency.value_at_percentile(percentile) as f64 / 1e3;
@@ -37,6 +38,8 @@ pub(crate) fn json(plan: &Plan, results: &Results) -> Value {
         results.server.map_or(Value::Null, |usage| usage.rss_bytes.into()),
     );
     line.insert("mean_batch_size".into(), results.mean_batch_size.map_or(Value::Null, rounded));
+    line.insert("generator_cores".into(), generator_cores(plan, results).map_or(Value::Null, rounded));
+    line.insert("send_lag_p99_us".into(), rounded(results.lag.value_at_percentile(99.0) as f64 / 1e3));
     line.insert("generator_cpu_us".into(), cpu_us(results.generator, results).map_or(Value::Null, rounded));
     Value::Object(line)
 }
@@ -47,6 +50,9 @@ pub(crate) fn table(plan: &Plan, results: &Results) -> String {
         ("requests/s".to_owned(), format!("{:.0}", requests_per_s(plan, results))),
         ("succeeded".to_owned(), results.succeeded().to_string()),
     ];
+    if let Some(goodput) = goodput_per_s(plan, results) {
+        rows.push(("in time/s".to_owned(), format!("{goodput:.0}")));
+    }
     rows.extend(errors(results).map(|(name, count)| (name, count.to_string())));
     for (name, percentile) in PERCENTILES {
         rows.push((name.to_owned(), millis(results.latency.value_at_percentile(percentile))));
@@ -67,6 +73,12 @@ pub(crate) fn table(plan: &Plan, results: &Results) -> String {
     if let Some(micros) = cpu_us(results.generator, results) {
         rows.push(("generator CPU a request".to_owned(), format!("{micros:.1} µs")));
     }
+    if let Some(cores) = generator_cores(plan, results) {
+        rows.push(("generator CPU".to_owned(), format!("{cores:.2} cores")));
+    }
+    if !results.lag.is_empty() {
+        rows.push(("sent late, p99".to_owned(), millis(results.lag.value_at_percentile(99.0))));
+    }
     rows.iter().fold(String::new(), |mut table, (name, value)| {
         // Writing to a string cannot fail.
         let _ = writeln!(table, "{name:<24}{value:>16}");
@@ -76,6 +88,16 @@ pub(crate) fn table(plan: &Plan, results: &Results) -> String {
 
 fn requests_per_s(plan: &Plan, results: &Results) -> f64 {
     results.completed as f64 / plan.duration.as_secs_f64()
+}
+
+/// Of the requests due in the measured time, those answered in time, a second.
+fn goodput_per_s(plan: &Plan, results: &Results) -> Option<f64> {
+    Some(results.in_time? as f64 / plan.duration.as_secs_f64())
+}
+
+/// How busy the generator was.
+fn generator_cores(plan: &Plan, results: &Results) -> Option<f64> {
+    Some(results.generator?.cpu_time.as_secs_f64() / plan.duration.as_secs_f64())
 }
 
 fn errors(results: &Results) -> impl Iterator<Item = (String, Value)> + '_ {

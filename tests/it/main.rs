@@ -18,3 +18,4 @@ mod registry;
 #[path = "../support/mod.rs"]
 mod support;
 mod tenants;
+mod traces;

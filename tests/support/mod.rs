@@ -1,9 +1,11 @@
 //! A server in this process, folders of models, and connections whose every frame a test chooses.
 
+mod collector;
 mod folder;
 mod traffic;
 mod wire;
 
+pub(crate) use collector::{Collector, attribute};
 pub(crate) use folder::{Folder, raw_safetensors};
 pub(crate) use traffic::Traffic;
 pub(crate) use wire::{Wire, framed, framed_with_payload, read_all_but};
@@ -76,6 +78,11 @@ impl Running {
         self.0.addresses().grpc
     }
 
+    /// The control listener's address.
+    pub(crate) fn control(&self) -> SocketAddr {
+        self.0.addresses().admin
+    }
+
     /// A new connection to the inference listener.
     pub(crate) async fn client(&self) -> Client {
         connect(self.grpc()).await.unwrap()
@@ -94,6 +101,13 @@ impl Running {
     /// `GET path` on the HTTP listener: status and body.
     pub(crate) async fn get(&self, path: &str) -> (u16, String) {
         self.http().await.get(path).await
+    }
+
+    /// The metrics as `accept` wants them: content type and body.
+    pub(crate) async fn scrape(&self, accept: &str) -> (String, String) {
+        let (head, body) = self.http().await.request("/metrics", &format!("accept: {accept}\r\n")).await;
+        let content_type = head.lines().find_map(|line| line.strip_prefix("content-type: "));
+        (content_type.unwrap().to_owned(), body)
     }
 
     async fn http(&self) -> Http {
@@ -133,17 +147,22 @@ struct Http(BufReader<TcpStream>);
 
 impl Http {
     async fn get(&mut self, path: &str) -> (u16, String) {
-        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n");
+        let (head, body) = self.request(path, "").await;
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body)
+    }
+
+    /// `GET path` with more header lines: the answer's head and body.
+    async fn request(&mut self, path: &str, headers: &str) -> (String, String) {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\n{headers}\r\n");
         self.0.write_all(request.as_bytes()).await.unwrap();
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             assert!(self.0.read_line(&mut head).await.unwrap() > 0, "the answer ends in its head: {head}");
         }
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
         let mut body = vec![0; length.parse().unwrap()];
         self.0.read_exact(&mut body).await.unwrap();
-        (status, String::from_utf8(body).unwrap())
+        (head, String::from_utf8(body).unwrap())
     }
 
     async fn metric(&mut self, sample: &str) -> u64 {

@@ -167,13 +167,11 @@ impl ModelSettings {
             }
             settings.description = text;
         }
-        settings.metrics = keys.take("metrics", problems).unwrap_or_default();
-        if let Some(rows) = keys.take_in("max_batch_size", 1..=65_536, problems) {
-            settings.max_batch_size = rows;
-        }
         // The rest is about running a model, which an ensemble leaves to its steps; answers are kept a step at a time as well,
         // for other versions may answer the next request.
         if family == Family::Ensemble {
+            settings.read_rows(keys, problems);
+            settings.metrics = keys.take("metrics", problems).unwrap_or_default();
             return settings;
         }
         settings.read_bounds(keys, problems);
@@ -198,10 +196,18 @@ impl ModelSettings {
             let got = format!("expected at most {MAX_LABELS} labels, got {}", labels.len());
             problems.push(keys.message("labels", &got));
         }
+        settings.metrics = keys.take("metrics", problems).unwrap_or_default();
         settings
     }
 
+    fn read_rows(&mut self, keys: &mut Keys, problems: &mut Problems) {
+        if let Some(rows) = keys.take_in("max_batch_size", 1..=65_536, problems) {
+            self.max_batch_size = rows;
+        }
+    }
+
     fn read_bounds(&mut self, keys: &mut Keys, problems: &mut Problems) {
+        self.read_rows(keys, problems);
         if self.family == Family::Bert
             && let Some(tokens) = keys.take_in("max_batch_tokens", 1..=1 << 24, problems)
         {

@@ -25,5 +25,5 @@ pub use model::{Backend, Batch, BatchOutput, InferOutput, LoadedModel, ModelInpu
 pub use name::{ModelName, ModelVersion, PredictionId, abbreviate};
 pub use record::{CloseReason, ExecutionRecord};
 pub use signature::{Inputs, Signature, TensorSpec, display_shape};
-pub use stats::{BatchSizeStats, DurationHistogram, FailReason, ModelStats, Total};
+pub use stats::{BatchSizeStats, DurationHistogram, FailReason, ModelStats, SizeHistogram, Total};
 pub use tensor::{BytesElements, Tensor, check_bytes_elements};

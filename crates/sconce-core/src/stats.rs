@@ -18,7 +18,8 @@ impl Total {
         self.time += time;
     }
 
-    fn absorb(&mut self, other: &Self) {
+    /// Adds another total.
+    pub fn merge(&mut self, other: &Self) {
         self.count += other.count;
         self.time += other.time;
     }
@@ -27,7 +28,7 @@ impl Total {
 /// A histogram of durations with fixed bounds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DurationHistogram {
-    counts: [u64; DurationHistogram::BOUNDS_US.len() + 1],
+    counts: [u64; DurationHistogram::BUCKETS],
     total: Total,
 }
 
@@ -38,18 +39,26 @@ impl DurationHistogram {
         2_000_000, 5_000_000, 10_000_000, 60_000_000,
     ];
 
+    /// How many buckets there are.
+    pub const BUCKETS: usize = Self::BOUNDS_US.len() + 1;
+
+    /// The number of the bucket that a duration belongs to.
+    pub fn bucket(time: Duration) -> usize {
+        Self::BOUNDS_US.partition_point(|&bound| Duration::from_micros(bound) < time)
+    }
+
     /// Adds one duration.
     pub fn add(&mut self, time: Duration) {
-        let bucket = Self::BOUNDS_US.partition_point(|&bound| Duration::from_micros(bound) < time);
-        self.counts[bucket] += 1;
+        self.counts[Self::bucket(time)] += 1;
         self.total.add(time);
     }
 
-    fn absorb(&mut self, other: &Self) {
+    /// Adds another histogram.
+    pub fn merge(&mut self, other: &Self) {
         for (count, more) in self.counts.iter_mut().zip(&other.counts) {
             *count += more;
         }
-        self.total.absorb(&other.total);
+        self.total.merge(&other.total);
     }
 
     /// Count and sum of all durations.
@@ -61,6 +70,46 @@ impl DurationHistogram {
     pub fn buckets(&self) -> impl Iterator<Item = (f64, u64)> {
         let bounds = Self::BOUNDS_US.iter().map(|&us| Duration::from_micros(us).as_secs_f64());
         bounds.chain([f64::INFINITY]).zip(self.counts)
+    }
+}
+
+/// A histogram of sizes with fixed bounds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SizeHistogram {
+    counts: [u64; SizeHistogram::BOUNDS.len() + 1],
+    sum: u64,
+}
+
+impl SizeHistogram {
+    /// Upper bounds of the buckets; one more bucket holds what is larger.
+    pub const BOUNDS: [u32; 12] = [0, 1, 4, 16, 64, 128, 256, 512, 1024, 4096, 16_384, 65_536];
+
+    /// Adds one size.
+    pub fn add(&mut self, size: usize) {
+        let bucket = Self::BOUNDS.partition_point(|&bound| (bound as usize) < size);
+        self.counts[bucket] += 1;
+        self.sum += size as u64;
+    }
+
+    /// Adds another histogram.
+    pub fn merge(&mut self, other: &Self) {
+        self.counts.iter_mut().zip(other.counts).for_each(|(count, more)| *count += more);
+        self.sum += other.sum;
+    }
+
+    /// How many sizes there are.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// All sizes together.
+    pub fn sum(&self) -> u64 {
+        self.sum
+    }
+
+    /// `(upper bound, count in this bucket)`; the last bound is infinite.
+    pub fn buckets(&self) -> impl Iterator<Item = (f64, u64)> {
+        Self::BOUNDS.iter().map(|&bound| f64::from(bound)).chain([f64::INFINITY]).zip(self.counts)
     }
 }
 
@@ -152,8 +201,18 @@ pub struct ModelStats {
     pub request_latency: DurationHistogram,
     /// Requests in the queue.
     pub queue_latency: DurationHistogram,
+    /// Preparing requests.
+    pub prepare_latency: DurationHistogram,
+    /// Requests in the backend.
+    pub execute_latency: DurationHistogram,
+    /// Tokens of batches, without padding; of batches that have any.
+    pub batch_tokens: SizeHistogram,
+    /// Tokens of padding, of the same batches.
+    pub batch_padding: SizeHistogram,
     /// Panics that the workers survived.
     pub panics: u64,
+    /// The batch whose sizes were counted last: its other requests do not count them again.
+    pub last_batch: u64,
 }
 
 impl ModelStats {
@@ -170,6 +229,14 @@ impl ModelStats {
         self.queue_latency.add(record.queue_time());
         self.compute_input.add(prepare);
         self.compute_infer.add(record.execute_time());
+        self.prepare_latency.add(prepare);
+        self.execute_latency.add(record.execute_time());
+        // The requests of a batch are counted one after the other, under one lock.
+        if record.batch_tokens > 0 && self.last_batch != record.batch_id {
+            self.last_batch = record.batch_id;
+            self.batch_tokens.add(record.batch_tokens);
+            self.batch_padding.add(record.batch_padding);
+        }
     }
 
     /// Counts a request that was answered after `total` without a batch of its own: from what was kept, or by other models.
@@ -181,7 +248,7 @@ impl ModelStats {
     }
 
     /// Adds what was counted elsewhere for the same model version.
-    pub fn absorb(&mut self, other: &Self) {
+    pub fn merge(&mut self, other: &Self) {
         // Every field by name: a new one cannot be forgotten here.
         let Self {
             success,
@@ -202,7 +269,12 @@ impl ModelStats {
             last_inference,
             request_latency,
             queue_latency,
+            prepare_latency,
+            execute_latency,
+            batch_tokens,
+            batch_padding,
             panics,
+            last_batch: _,
         } = other;
         let totals = [
             (&mut self.success, success),
@@ -213,15 +285,15 @@ impl ModelStats {
             (&mut self.cache_hit, cache_hit),
             (&mut self.cache_miss, cache_miss),
         ];
-        totals.into_iter().for_each(|(total, more)| total.absorb(more));
+        totals.into_iter().for_each(|(total, more)| total.merge(more));
         for (reason, more) in fail {
-            self.fail.entry(*reason).or_default().absorb(more);
+            self.fail.entry(*reason).or_default().merge(more);
         }
         for (rows, more) in batches {
             let size = self.batches.entry(*rows).or_default();
-            size.compute_input.absorb(&more.compute_input);
-            size.compute_infer.absorb(&more.compute_infer);
-            size.compute_output.absorb(&more.compute_output);
+            size.compute_input.merge(&more.compute_input);
+            size.compute_infer.merge(&more.compute_infer);
+            size.compute_output.merge(&more.compute_output);
         }
         for (reason, more) in close_reasons {
             *self.close_reasons.entry(reason).or_default() += more;
@@ -235,14 +307,51 @@ impl ModelStats {
         self.execution_count += execution_count;
         self.panics += panics;
         self.last_inference = self.last_inference.max(*last_inference);
-        self.request_latency.absorb(request_latency);
-        self.queue_latency.absorb(queue_latency);
+        self.request_latency.merge(request_latency);
+        self.queue_latency.merge(queue_latency);
+        self.prepare_latency.merge(prepare_latency);
+        self.execute_latency.merge(execute_latency);
+        self.batch_tokens.merge(batch_tokens);
+        self.batch_padding.merge(batch_padding);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_batch_is_counted_once_and_versions_add_up() {
+        let now = std::time::Instant::now();
+        let record = |batch_id, batch_tokens| ExecutionRecord {
+            batch_id,
+            instance: 0,
+            batch_requests: 2,
+            batch_rows: 2,
+            batch_tokens,
+            batch_padding: 5,
+            close_reason: crate::CloseReason::Full,
+            queued_at: now,
+            started_at: now,
+            finished_at: now + Duration::from_millis(3),
+            queue_depth: 2,
+        };
+        let mut stats = ModelStats::default();
+        for record in [record(1, 100), record(1, 100), record(2, 70_000), record(3, 0)] {
+            stats.add_success(&record, Duration::from_millis(1), Duration::from_millis(9));
+        }
+        assert_eq!((stats.batch_tokens.count(), stats.batch_tokens.sum()), (2, 70_100));
+        assert_eq!((stats.batch_padding.count(), stats.batch_padding.sum()), (2, 10));
+        assert_eq!(stats.batch_tokens.buckets().last(), Some((f64::INFINITY, 1)));
+        assert_eq!(stats.execute_latency.total().time, Duration::from_millis(12));
+        stats.add_failure(FailReason::Other, Duration::ZERO);
+        stats.batches.entry(2).or_default().compute_infer.add(Duration::ZERO);
+        let mut both = stats.clone();
+        both.merge(&stats);
+        assert_eq!((both.success.count, both.prepare_latency.total().count), (8, 8));
+        assert_eq!((both.fail[&FailReason::Other].count, both.batches[&2].compute_infer.count), (2, 2));
+        assert_eq!((both.batch_tokens.count(), both.batch_padding.sum()), (4, 20));
+    }
 
     #[test]
     fn a_duration_on_a_bound_belongs_under_it() {
@@ -265,14 +374,14 @@ mod tests {
         two.add_failure(FailReason::Other, Duration::from_millis(1));
         two.cache_hit.add(Duration::from_millis(4));
         let mut sum = one.clone();
-        sum.absorb(&two);
+        sum.merge(&two);
         assert_eq!((sum.success.count, sum.queue.count, sum.execution_count), (1, 1, 2));
         assert_eq!((sum.queue.time, sum.cache_hit.time), (Duration::ZERO, Duration::from_millis(4)));
         assert_eq!(sum.fail[&FailReason::Other].count, 2);
         assert_eq!((sum.batches[&3].compute_infer.count, sum.request_latency.total().count), (1, 1));
         assert_eq!(sum.last_inference, two.last_inference);
         let mut other_way = two;
-        other_way.absorb(&one);
+        other_way.merge(&one);
         assert_eq!(sum, other_way);
     }
 }

@@ -117,6 +117,14 @@ struct State {
     rivals_at: Option<Instant>,
 }
 
+impl State {
+    fn asked(&mut self, client: ClientId, now: Instant) {
+        if self.client.replace(client).is_some_and(|last| last != client) {
+            self.rivals_at = Some(now);
+        }
+    }
+}
+
 /// A slot of a device, given back on drop.
 #[derive(Debug)]
 pub(crate) struct Slot<'a> {
@@ -156,9 +164,7 @@ impl Device {
     pub(crate) fn acquire(&self, client: ClientId, weight: f32) -> Slot<'_> {
         let now = Instant::now();
         let mut state = self.lock();
-        if state.client.replace(client).is_some_and(|last| last != client) {
-            state.rivals_at = Some(now);
-        }
+        state.asked(client, now);
         let claim = state.arbiter.claim(client);
         if let Claim::Wait(ticket) = claim {
             self.enter(&mut state, ticket);
@@ -201,6 +207,7 @@ impl Slot<'_> {
     pub(crate) fn again(self) -> Self {
         let (device, client, weight) = (self.device, self.client, self.weight);
         let mut state = device.lock();
+        state.asked(client, Instant::now());
         let claim = state.arbiter.claim(client);
         if let Claim::Wait(ticket) = claim {
             device.enter(&mut state, ticket);
@@ -307,6 +314,26 @@ mod tests {
                 prop_assert!(most <= 1.02 * least + 200.0, "{shares:?} {models:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_model_that_never_leaves_the_line_still_sees_its_rivals() {
+        let device = Device::new(1);
+        let (greedy, modest) = (device.client(), device.client());
+        let mut slot = device.acquire(greedy, 1.0);
+        assert!(!slot.has_rivals());
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(device.acquire(modest, 1.0)));
+            while device.waiting() == 0 {
+                std::thread::yield_now();
+            }
+            slot = slot.again();
+            assert!(slot.has_rivals());
+            slot = slot.again();
+            assert!(slot.has_rivals());
+            drop(slot);
+        });
+        assert_eq!((device.lock().arbiter.free, device.waiting()), (1, 0));
     }
 
     #[test]

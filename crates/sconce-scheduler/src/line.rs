@@ -139,6 +139,17 @@ impl Line {
         work
     }
 
+    /// The places behind `key`; all without one.
+    pub(crate) fn from(&self, key: Option<Key>) -> impl Iterator<Item = &Place> {
+        let (piece, within) = key.map_or((0, 0), |key| {
+            let piece = self.piece_of(key);
+            let places = self.pieces.get(piece).map(|piece| &piece.places);
+            (piece, places.map_or(0, |places| places.partition_point(|place| place.key <= key)))
+        });
+        self.pieces.iter().skip(piece).flat_map(|piece| &piece.places).skip(within)
+    }
+
+    #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Place> {
         self.pieces.iter().flat_map(|piece| &piece.places)
     }
@@ -189,6 +200,7 @@ mod tests {
                 let mut before = Work::default();
                 expected.range(..key).for_each(|(_, work)| before.add(*work));
                 prop_assert_eq!(line.before(key), before);
+                prop_assert!(line.from(Some(key)).map(|place| place.key).eq(expected.range(key..).map(|(k, _)| *k).filter(|k| *k > key)));
                 prop_assert!(line.remove((start + Duration::from_secs(9), 0)).is_none());
             }
             let keys: Vec<Key> = line.iter().map(|place| place.key).collect();

@@ -1,8 +1,13 @@
 //! The server's configuration: a TOML file, `SCONCE__*` environment variables over it, command-line flags over both.
 //! Validated whole before a port is bound; every problem is reported at once.
 
+mod traces;
+
+pub use traces::{Metrics, Traces};
+
 use crate::tenants::Tenants;
 use sconce_core::DeviceId;
+use sconce_telemetry::traces::Access;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -38,6 +43,10 @@ pub struct ServerConfig {
     pub tenants: Tenants,
     /// Logging.
     pub log: Log,
+    /// Traces of requests.
+    pub traces: Traces,
+    /// What `/metrics` says.
+    pub metrics: Metrics,
 }
 
 /// Bounds on what callers can make the server hold. Over them a call gets RESOURCE_EXHAUSTED.
@@ -72,6 +81,8 @@ pub struct Log {
     pub level: String,
     /// auto (default: text on a terminal, JSON elsewhere), json or text.
     pub format: String,
+    /// Which requests get a line: errors (default), sampled (those whose trace is kept, and errors), all or off.
+    pub access: String,
 }
 
 impl Default for ServerConfig {
@@ -89,6 +100,8 @@ impl Default for ServerConfig {
             scheduling: Scheduling::default(),
             tenants: Tenants::default(),
             log: Log::default(),
+            traces: Traces::default(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -113,7 +126,7 @@ impl Default for Scheduling {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { level: "info".to_owned(), format: "auto".to_owned() }
+        Self { level: "info".to_owned(), format: "auto".to_owned(), access: "errors".to_owned() }
     }
 }
 
@@ -139,7 +152,10 @@ impl ServerConfig {
         environment: impl IntoIterator<Item = (String, String)>,
         flags: Table,
     ) -> Result<Self, ConfigError> {
-        let mut table: Table = text.parse().map_err(|e| ConfigError(vec![format!("not TOML: {e}")]))?;
+        let file: Table = text.parse().map_err(|e| ConfigError(vec![format!("not TOML: {e}")]))?;
+        let environment: Vec<(String, String)> = environment.into_iter().collect();
+        let mut table = traces::standard_table(&environment);
+        overlay(&mut table, file);
         overlay(&mut table, environment_table(environment));
         overlay(&mut table, flags);
         let mut problems = Vec::new();
@@ -239,6 +255,10 @@ impl ServerConfig {
         if let Err(problem) = sconce_telemetry::logs::parse_level(&self.log.level) {
             check(false, problem);
         }
+        if let Err(problem) = self.log.access.parse::<Access>() {
+            check(false, problem);
+        }
+        self.traces.check(&mut check);
         problems
     }
 }

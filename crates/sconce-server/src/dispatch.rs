@@ -6,6 +6,7 @@ use sconce_core::{
     Error, ErrorCode, InferOutput, Inputs, LoadedModel, ModelInput, Preparation, Reservation, Result, Tensor,
 };
 use sconce_scheduler::{Priority, Scheduler, Submission, Tenant};
+use sconce_telemetry::traces::Observed;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::Semaphore;
@@ -80,20 +81,26 @@ pub(crate) async fn infer(
     models: &Arc<Models>,
     served: &Served,
     job: Job,
+    observed: &mut Observed,
 ) -> Result<(InferOutput, Reservation)> {
     let Job { tensors, priority, arrived_at, deadline, reservation, tenant, depth } = job;
+    let _working = served.working();
+    observed.deadline = deadline;
     let count = |error: &Error| served.count_failure(error, arrived_at.elapsed());
     let inputs = served.signature().check(tensors).inspect_err(count)?;
     let rows = inputs.rows();
     let request = Request { inputs, priority, arrived_at, deadline, reservation, tenant, depth };
     match (&served.target, &served.cache) {
-        (Target::Model(scheduler), None) => execute(&models.prepare, served, scheduler, request).await,
+        (Target::Model(scheduler), None) => {
+            execute(&models.prepare, served, scheduler, request, observed).await
+        }
         (Target::Model(scheduler), Some(cache)) => {
-            infer_cached(&models.prepare, served, scheduler, cache, request).await
+            infer_cached(&models.prepare, served, scheduler, cache, request, observed).await
         }
         (Target::Ensemble(assembly), _) => {
             let answer = assembly.run(models, request).await.inspect_err(count)?;
             served.count_steps_answered(rows, arrived_at.elapsed());
+            observed.executed = true;
             Ok(answer)
         }
     }
@@ -106,6 +113,7 @@ async fn infer_cached(
     scheduler: &Scheduler,
     cache: &ResponseCache,
     request: Request,
+    observed: &mut Observed,
 ) -> Result<(InferOutput, Reservation)> {
     let started_at = Instant::now();
     let Request { priority, arrived_at, deadline, .. } = request;
@@ -133,7 +141,7 @@ async fn infer_cached(
     match answered.await.inspect_err(count)? {
         Err(lead) => {
             served.count_miss(started_at.elapsed());
-            let answered = execute(pool, served, scheduler, request).await;
+            let answered = execute(pool, served, scheduler, request, observed).await;
             lead.end(&answered);
             answered
         }
@@ -143,12 +151,13 @@ async fn infer_cached(
             let bytes = output.tensors.iter().map(|tensor| tensor.data().len()).sum();
             fits.and_then(|()| request.reservation.grow_to(bytes)).inspect_err(count)?;
             served.count_hit(started_at.elapsed(), arrived_at.elapsed());
+            observed.executed = true;
             Ok((InferOutput::clone(&output), request.reservation))
         }
     }
 }
 
-/// Prepares, schedules and waits.
+/// Prepares, schedules and waits. `observed` gets the times.
 ///
 /// # Errors
 /// A failure before the queue is counted here, later ones by the scheduler.
@@ -157,12 +166,14 @@ async fn execute(
     served: &Served,
     scheduler: &Scheduler,
     request: Request,
+    observed: &mut Observed,
 ) -> Result<(InferOutput, Reservation)> {
     let Request { inputs, priority, arrived_at, deadline, reservation, tenant, .. } = request;
     let submitted = async {
         let started_at = Instant::now();
         let prepared = within(deadline, prepare(pool, scheduler.model(), inputs, reservation)).await;
         let (input, reservation) = prepared.flatten()?;
+        observed.queued_at = Some(Instant::now());
         scheduler.submit(Submission {
             input,
             priority,
@@ -175,7 +186,10 @@ async fn execute(
     };
     let receiver = submitted.await.inspect_err(|error| served.count_failure(error, arrived_at.elapsed()))?;
     let reply = within(deadline, receiver).await?.map_err(|_| Error::internal("the request was lost"))?;
-    Ok((reply.result?, reply.reservation))
+    observed.record = reply.record;
+    let output = reply.result?;
+    observed.executed = true;
+    Ok((output, reply.reservation))
 }
 
 /// Inputs as what their model executes. `reservation` grows by what that takes, and to what the answer will. Whoever works on

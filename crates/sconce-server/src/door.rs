@@ -1,11 +1,13 @@
 //! What every listener shares.
 
-use crate::config::Limits;
+use crate::config::{Limits, Metrics};
 use crate::dispatch::PreparePool;
 use crate::models::{Account, Models, Said, State, UNLOADED};
+use crate::process;
 use crate::tenants::{TenantTable, Tenants};
 use sconce_core::{ByteBudget, DeviceId, Error, Result};
-use sconce_telemetry::metrics::{DeviceMemory, ModelSample, ServerSample};
+use sconce_telemetry::metrics::{DeviceMemory, ModelInfo, ModelSample, RuntimeSample, Scrape, ServerSample};
+use sconce_telemetry::traces::Recorder;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -26,10 +28,26 @@ pub(crate) struct Door {
     /// Cancelled when shutdown begins: no new request is taken.
     pub(crate) draining: CancellationToken,
     /// Calls and connections refused before any model was known.
-    pub(crate) refused: AtomicU64,
+    pub(crate) refused: Refused,
     /// Whether the first load is over.
     pub(crate) loaded: AtomicBool,
     health: HealthReporter,
+    /// Where answered requests are looked at.
+    pub(crate) recorder: Arc<Recorder>,
+    pub(crate) metrics: Metrics,
+}
+
+/// What was refused before any model was known, by the bound it met.
+#[derive(Debug, Default)]
+pub(crate) struct Refused {
+    /// Open connections.
+    pub(crate) connections: AtomicU64,
+    /// Calls in progress.
+    pub(crate) calls: AtomicU64,
+    /// Bytes in flight.
+    pub(crate) bytes: AtomicU64,
+    /// A tenant's quota.
+    pub(crate) tenants: AtomicU64,
 }
 
 /// A change of what is served.
@@ -46,6 +64,8 @@ impl Door {
         limits: Limits,
         tenants: &Tenants,
         health: HealthReporter,
+        recorder: Arc<Recorder>,
+        metrics: Metrics,
     ) -> Self {
         Self {
             prepare: models.prepare.clone(),
@@ -56,9 +76,11 @@ impl Door {
             limits,
             tenants: TenantTable::new(tenants, Instant::now()),
             draining: CancellationToken::new(),
-            refused: AtomicU64::new(0),
+            refused: Refused::default(),
             loaded: AtomicBool::new(false),
             health,
+            recorder,
+            metrics,
         }
     }
 
@@ -113,8 +135,8 @@ impl Door {
         }
     }
 
-    /// A scrape's view of the server.
-    pub(crate) fn sample(&self) -> (ServerSample, Vec<ModelSample>) {
+    /// What `/metrics` says now. To be called in the runtime that serves.
+    pub(crate) fn scrape(&self) -> Scrape {
         let used = |semaphore: &Semaphore, limit: usize| {
             (limit.saturating_sub(semaphore.available_permits()), limit)
         };
@@ -123,6 +145,7 @@ impl Door {
             used_bytes: account.used,
             limit_bytes: account.limit,
         };
+        let process = process::sample();
         let server = ServerSample {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             inflight_bytes: (self.budget.held_bytes(), self.budget.limit_bytes()),
@@ -130,9 +153,14 @@ impl Door {
             streams: used(&self.streams, self.limits.max_streams),
             tenants: self.tenants.occupancy(),
             tenant_requests: self.tenants.sample(),
-            refused: self.refused.load(Ordering::Relaxed),
+            rejected: vec![
+                ("connections", self.refused.connections.load(Ordering::Relaxed)),
+                ("calls", self.refused.calls.load(Ordering::Relaxed)),
+                ("bytes", self.refused.bytes.load(Ordering::Relaxed)),
+                ("tenant", self.refused.tenants.load(Ordering::Relaxed)),
+            ],
             model_memory: self.models.memory().into_iter().map(memory).collect(),
-            resident_bytes: resident_bytes(),
+            resident_bytes: process.as_ref().map(|process| process.resident_bytes),
             generation: self.models.generation(),
             loads: self.models.loads(),
         };
@@ -141,16 +169,29 @@ impl Door {
             version: served.version_text.clone(),
             stats: served.stats(),
             queue_depth: served.queue_depth(),
+            in_flight: served.in_flight(),
             memory_bytes: served.memory_bytes(),
             cache_bytes: served.cache.as_ref().map(|cache| (cache.bytes(), cache.max_bytes())),
+            cost: served.cost(),
+            info: Some(ModelInfo {
+                family: served.settings.family.to_string(),
+                precision: served.settings.precision.name().to_owned(),
+                device: served.settings.device.to_string(),
+                instances: served.instances.count.to_string(),
+            }),
         };
-        (server, self.models.ready().map(model).collect())
+        let runtime = tokio::runtime::Handle::current().metrics();
+        Scrape {
+            server,
+            models: self.models.ready().map(model).collect(),
+            recorder: self.recorder.sample(),
+            process,
+            runtime: RuntimeSample {
+                workers: runtime.num_workers(),
+                alive_tasks: runtime.num_alive_tasks(),
+                global_queue_depth: runtime.global_queue_depth(),
+            },
+            triton_names: self.metrics.triton_names,
+        }
     }
-}
-
-/// What this process holds of the machine's memory, where the system says so.
-fn resident_bytes() -> Option<u64> {
-    let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = pages.split(' ').nth(1)?.parse().ok()?;
-    pages.checked_mul(rustix::param::page_size() as u64)
 }

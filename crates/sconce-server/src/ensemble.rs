@@ -11,6 +11,7 @@ use sconce_core::{
     Ensemble, Error, ErrorCode, InferOutput, ModelName, Reservation, Result, Signature, Step, Tensor,
     display_shape,
 };
+use sconce_telemetry::traces::{Method, Observed, RequestTrace};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
@@ -195,7 +196,9 @@ async fn run_step(models: &Arc<Models>, step: &Step, job: Job) -> Result<Made> {
         _ => error,
     })?;
     served.used(started_at);
-    let (output, mut share) = dispatch::infer(models, &served, job).await?;
+    // A step has no span of its own yet: its time is the ensemble's.
+    let mut observed = Observed::new(RequestTrace::new(None), Method::Unary, started_at);
+    let (output, mut share) = dispatch::infer(models, &served, job, &mut observed).await?;
     let outputs = &served.signature().outputs;
     let mut made = Vec::with_capacity(step.outputs.len());
     for (name, at) in &step.outputs {

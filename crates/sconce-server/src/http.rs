@@ -6,7 +6,7 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use sconce_telemetry::metrics;
+use sconce_telemetry::metrics::{self, Format};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,8 +43,8 @@ pub(crate) async fn run(
         connections.spawn(async move {
             let _permit = permit;
             let service = service_fn(move |request| {
-                let response = answer(&door, &request);
-                async move { Ok::<_, Infallible>(response) }
+                let door = Arc::clone(&door);
+                async move { Ok::<_, Infallible>(answer(door, &request).await) }
             });
             let mut http1 = hyper::server::conn::http1::Builder::new();
             http1.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
@@ -62,7 +62,7 @@ pub(crate) async fn run(
     }
 }
 
-fn answer(door: &Door, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(door: Arc<Door>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     const TEXT: &str = "text/plain; charset=utf-8";
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "use GET\n".to_owned());
@@ -74,10 +74,13 @@ fn answer(door: &Door, request: &Request<Incoming>) -> Response<Full<Bytes>> {
             Err(reason) => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("not ready: {reason}\n")),
         },
         "/metrics" => {
-            let (server, models) = door.sample();
-            match metrics::encode(server, models) {
-                Ok(text) => respond(StatusCode::OK, metrics::CONTENT_TYPE, text),
-                Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
+            let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+            let format = Format::of_accept(accept.unwrap_or_default());
+            // With hundreds of models it takes tens of milliseconds, which are not those of a thread that serves requests.
+            let text = tokio::task::spawn_blocking(move || metrics::encode(door.scrape(), format).ok());
+            match text.await {
+                Ok(Some(text)) => respond(StatusCode::OK, format.content_type(), text),
+                _ => respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "the metrics failed\n".to_owned()),
             }
         }
         _ => respond(StatusCode::NOT_FOUND, TEXT, "try /healthz, /readyz or /metrics\n".to_owned()),

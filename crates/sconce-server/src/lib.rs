@@ -11,11 +11,13 @@ mod ensemble;
 mod grpc;
 mod http;
 mod models;
+mod observe;
+mod process;
 mod tenants;
 
 pub use sconce_telemetry::logs;
 
-pub use config::{ConfigError, Limits, Log, Scheduling, ServerConfig};
+pub use config::{ConfigError, Limits, Log, Metrics, Scheduling, ServerConfig, Traces};
 pub use tenants::{Quota, Tenants};
 
 use door::Door;
@@ -23,6 +25,7 @@ use grpc::{Listener, Role};
 use models::Models;
 use sconce_core::{DeviceId, Error};
 use sconce_registry::{Registry, RegistryError};
+use sconce_telemetry::traces::{self, Recorder};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -74,6 +77,9 @@ pub enum StartError {
     /// The data folder cannot be opened.
     #[error("data: the registry cannot be opened")]
     Registry(#[from] RegistryError),
+    /// What is kept of requests cannot be recorded.
+    #[error(transparent)]
+    Traces(#[from] traces::StartError),
 }
 
 impl Server {
@@ -99,11 +105,13 @@ impl Server {
         let http = bind("http", config.http).await?;
         let addresses = Addresses { grpc: grpc.1, admin: admin.1, http: http.1 };
 
+        let recorder = Recorder::start(config.recorder()?).await?;
         let quantum = Duration::from_millis(config.scheduling.quantum_ms);
         let models =
             Arc::new(Models::new(config.models, &config.builtin, device, quantum, &memory, registry));
         let (health, health_service) = tonic_health::server::health_reporter();
-        let door = Arc::new(Door::new(models, config.limits, &config.tenants, health));
+        let door =
+            Arc::new(Door::new(models, config.limits, &config.tenants, health, recorder, config.metrics));
         door.report_health().await;
         let inference = Listener::new(
             Arc::clone(&door),
@@ -172,6 +180,7 @@ impl Server {
             tracing::warn!("a change of the models did not end in time: it is left behind");
         }
         self.door.models.close().await;
+        self.door.recorder.shutdown().await;
     }
 }
 

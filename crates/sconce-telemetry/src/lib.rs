@@ -1,4 +1,5 @@
-//! Logs and metrics: set up once, used by name.
+//! Traces, metrics and logs: set up once, used by name.
 
 pub mod logs;
 pub mod metrics;
+pub mod traces;

@@ -34,6 +34,9 @@ pub(crate) struct Args {
     /// Where models run that do not say it themselves: cpu or cuda:N [default: cpu]
     #[arg(long)]
     device: Option<String>,
+    /// OTLP collector that traces of requests go to, http://HOST:PORT
+    #[arg(long, value_name = "URL")]
+    otlp_endpoint: Option<String>,
     /// off, error, warn, info, debug or trace [default: info]
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
@@ -153,6 +156,9 @@ impl Args {
         let mut log = Table::new();
         log.extend(text(&self.log_level).map(|level| ("level".to_owned(), level)));
         log.extend(text(&self.log_format).map(|format| ("format".to_owned(), format)));
+        let traces =
+            text(&self.otlp_endpoint).map(|endpoint| Table::from_iter([("endpoint".to_owned(), endpoint)]));
+        set("traces", traces.map(Value::Table));
         set("log", (!log.is_empty()).then_some(Value::Table(log)));
         table
     }

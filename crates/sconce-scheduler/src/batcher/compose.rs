@@ -1,8 +1,10 @@
 //! What runs together.
 
+use super::level::TenantLine;
 use super::{Batcher, Dispatch, PATIENCE, RIVALRY, WINDOW, Waiting};
 use crate::cost::Work;
 use crate::entry::Entry;
+use crate::line::Key;
 use sconce_core::CloseReason;
 use std::time::{Duration, Instant};
 
@@ -19,6 +21,8 @@ struct Draft<T> {
     /// The earliest deadline of those that can meet theirs.
     deadline: Option<Instant>,
     quantum: Option<Duration>,
+    /// By level and tenant, the last of the line's requests that did not fit, all of those before it included.
+    passed: Option<(usize, u32, Key)>,
     /// Why the first request that did not fit did not.
     reason: Option<CloseReason>,
     /// Waits of its requests, and what was expected of them.
@@ -53,6 +57,7 @@ impl<T> Batcher<T> {
             longest: 0,
             deadline: None,
             quantum: (contested || rivals).then_some(self.policy.quantum),
+            passed: None,
             reason: None,
             actual: 0.0,
             expected: 0.0,
@@ -144,15 +149,18 @@ impl<T> Batcher<T> {
         window: &mut usize,
         abandoned: &impl Fn(&T) -> bool,
     ) -> Next {
-        let line = &self.levels[level].lines[line].line;
+        let TenantLine { id, line, .. } = &self.levels[level].lines[line];
+        let passed =
+            draft.passed.filter(|(of, tenant, _)| (*of, tenant) == (level, id)).map(|(_, _, key)| key);
         let mut best: Option<(Work, usize)> = None;
-        for place in line.iter() {
+        // What did not fit will not fit into a larger batch.
+        for place in line.from(passed) {
             let Some(waiting) = self.waiting.get(place.slot) else { continue };
             if self.is_gone(now, waiting, abandoned) {
                 return Next::Drop(place.slot);
             }
             match self.misfit(now, draft, waiting) {
-                None if draft.reason.is_none() => return Next::Fits(place.slot),
+                None if draft.reason.is_none() || self.policy.is_padded => return Next::Fits(place.slot),
                 None => {
                     let size = |work: Work| (work.tokens, work.rows);
                     if best.is_none_or(|(work, _)| size(work) < size(place.work)) {
@@ -161,6 +169,9 @@ impl<T> Batcher<T> {
                 }
                 Some(reason) => {
                     draft.reason.get_or_insert(reason);
+                    if best.is_none() {
+                        draft.passed = Some((level, *id, place.key));
+                    }
                 }
             }
             if *window == 0 {
@@ -199,9 +210,6 @@ impl<T> Batcher<T> {
             return Some(CloseReason::Full);
         }
         let deadline = draft.deadline.into_iter().chain(waiting.entry.deadline).min();
-        if (deadline.is_none() && draft.quantum.is_none()) || !self.cost.is_certain() {
-            return None;
-        }
         if deadline.is_some_and(|at| self.cost.upper(merged).is_some_and(|takes| now + takes > at)) {
             return Some(CloseReason::Deadline);
         }

@@ -240,7 +240,9 @@ impl<T> Batcher<T> {
         let lines = self.levels.iter().flat_map(|level| &level.lines);
         for waiting in lines.filter_map(|line| self.waiting.get(line.line.first()?.slot)) {
             let takes = self.cost.upper(waiting.work).unwrap_or_default();
-            let latest = waiting.entry.deadline.and_then(|deadline| deadline.checked_sub(takes));
+            // One that has expired is in no hurry.
+            let deadline = waiting.entry.deadline.filter(|deadline| *deadline > now);
+            let latest = deadline.and_then(|deadline| deadline.checked_sub(takes));
             at = latest.into_iter().fold(at, Instant::min);
         }
         if at > now { Due::At(at) } else { Due::Now }

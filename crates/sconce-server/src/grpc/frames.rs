@@ -5,6 +5,7 @@
 //! copied.
 
 use crate::grpc::call::Call;
+use crate::observe::Observation;
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame};
@@ -170,11 +171,18 @@ pub(crate) fn encode(message: impl Message, mut reservation: Reservation) -> Res
 }
 
 impl Encoded {
-    /// The bytes, to be handed to HTTP/2 now: from here on `call` waits for its peer to take them.
-    pub(crate) fn leave(self, call: &Arc<Call>) -> Bytes {
+    /// The bytes, to be handed to HTTP/2 now: from here on `call` waits for its peer to take them. The observation ends here,
+    /// and is looked at when they have left.
+    pub(crate) fn leave(self, call: &Arc<Call>, mut observation: Observation) -> Bytes {
         let Self { message, reservation } = self;
         call.add(message.len(), Instant::now());
-        Bytes::from_owner(Answer { message, _reservation: reservation, call: Arc::clone(call) })
+        observation.ended();
+        Bytes::from_owner(Answer {
+            message,
+            _reservation: reservation,
+            call: Arc::clone(call),
+            _observation: observation,
+        })
     }
 }
 
@@ -190,6 +198,7 @@ struct Answer {
     message: BytesMut,
     _reservation: Reservation,
     call: Arc<Call>,
+    _observation: Observation,
 }
 
 impl AsRef<[u8]> for Answer {

@@ -8,6 +8,7 @@ use crate::grpc::convert;
 use crate::grpc::frames::{self, ARRIVAL_LIMIT, Encoded, MessageReader, Received, UnaryBody};
 use crate::grpc::status;
 use crate::grpc::weight;
+use crate::observe::{self, Observation};
 use crate::tenants::{Caller, Visit};
 use bytes::Bytes;
 use futures_util::stream::{self, Stream, StreamExt as _};
@@ -21,6 +22,7 @@ use sconce_proto::inference::{
     InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse,
 };
 use sconce_scheduler::Tenant;
+use sconce_telemetry::traces::{Method, RequestTrace};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -42,21 +44,32 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + Send + Sync + 'static,
 {
-    match infer_unary(door, call, request).await {
-        Ok(answer) => respond(tonic::body::Body::new(UnaryBody::new(answer))),
-        Err(error) => refuse(&error),
+    let arrived_at = Instant::now();
+    let trace = observe::trace_of(request.headers());
+    let mut observation = Observation::new(&door.recorder, trace, Method::Unary, arrived_at);
+    match infer_unary(door, request, arrived_at, &mut observation).await {
+        Ok(answer) => respond(tonic::body::Body::new(UnaryBody::new(answer.leave(call, observation)))),
+        Err(error) => {
+            observation.failed(&error);
+            refuse(&error)
+        }
     }
 }
 
-async fn infer_unary<B>(door: &Door, call: &Arc<Call>, request: Request<B>) -> Result<Bytes>
+async fn infer_unary<B>(
+    door: &Door,
+    request: Request<B>,
+    arrived_at: Instant,
+    observation: &mut Observation,
+) -> Result<Encoded>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + Send + Sync + 'static,
 {
-    let arrived_at = Instant::now();
     let (head, body) = request.into_parts();
     let deadline = call_deadline(&head.headers, arrived_at)?;
     let visit = enter(door, &door.tenants.caller(&head.headers, arrived_at)?, arrived_at)?;
+    observation.tenant = visit.name();
     let answered = async {
         let mut reader = MessageReader::new(body, door.budget.clone(), door.limits.max_message_bytes);
         let arrive_by = deadline.into_iter().chain(arrived_at.checked_add(ARRIVAL_LIMIT)).min();
@@ -65,14 +78,15 @@ where
             Ok(None) => Err(Error::invalid("the call carries no message")),
             Err(error) => Err(error),
         };
+        (observation.received_at, observation.deadline) = (Some(Instant::now()), deadline);
         let (request, reservation) = decode(door, received, &visit, deadline).await?;
         let (response, reservation) =
-            infer(door, request, reservation, visit.tenant(), arrived_at, deadline).await?;
+            infer(door, request, reservation, visit.tenant(), deadline, observation).await?;
         frames::encode(response, reservation)
     };
     let answered = answered.await;
     visit.end(&answered);
-    Ok(answered?.leave(call))
+    answered
 }
 
 /// Lets a request of `caller` in, before anything of it was decoded.
@@ -81,7 +95,7 @@ where
 /// `ResourceExhausted` over its tenant's quota.
 fn enter(door: &Door, caller: &Caller, now: Instant) -> Result<Visit> {
     caller.enter(now).inspect_err(|_| {
-        door.refused.fetch_add(1, Ordering::Relaxed);
+        door.refused.tenants.fetch_add(1, Ordering::Relaxed);
     })
 }
 
@@ -105,16 +119,17 @@ where
         Ok(caller) => caller,
         Err(error) => return refuse(&error),
     };
+    let trace = observe::trace_of(&head.headers);
     let errors_end_the_stream = head.headers.get("triton_grpc_error").is_some_and(|value| value == "true");
     let reader = MessageReader::new(body, door.budget.clone(), door.limits.max_message_bytes);
     let draining = door.draining.clone();
     let replies = messages(reader, deadline)
         .take_until(async move { draining.cancelled().await })
         .map(move |message| {
-            let (door, caller) = (Arc::clone(&door), caller.clone());
+            let (door, caller, trace) = (Arc::clone(&door), caller.clone(), trace.sibling());
             // A task of its own: it comes to its end, and lets go of its model, even when the caller does not read.
             let reply = tokio::spawn(async move {
-                stream_reply(&door, &caller, message, deadline, errors_end_the_stream).await
+                stream_reply(&door, &caller, message, trace, deadline, errors_end_the_stream).await
             });
             AbortOnDropHandle::new(reply)
         })
@@ -123,7 +138,7 @@ where
             reply.unwrap_or_else(|error| Err(Error::internal("the reply was lost").with_source(error)))
         })
         // A reply that waits for those before it keeps nobody waiting but us.
-        .map(move |reply| reply.map(|encoded| encoded.leave(&call)));
+        .map(move |reply| reply.map(|(encoded, observation)| encoded.leave(&call, observation)));
     respond(tonic::body::Body::new(StreamBody::new(framed(replies))))
 }
 
@@ -171,18 +186,22 @@ async fn stream_reply(
     door: &Door,
     caller: &Caller,
     message: Result<Result<Received>>,
+    trace: RequestTrace,
     deadline: Option<Instant>,
     errors_end_the_stream: bool,
-) -> Result<Encoded> {
+) -> Result<(Encoded, Observation)> {
     let arrived_at = Instant::now();
     let received = message?;
+    let mut observation = Observation::new(&door.recorder, trace, Method::Stream, arrived_at);
+    observation.deadline = deadline;
     let mut id = String::new();
     let answered = async {
         let visit = enter(door, caller, arrived_at)?;
+        observation.tenant = visit.name();
         let answered = async {
             let (request, reservation) = decode(door, received, &visit, deadline).await?;
             id.clone_from(&request.id);
-            infer(door, request, reservation, visit.tenant(), arrived_at, deadline).await
+            infer(door, request, reservation, visit.tenant(), deadline, &mut observation).await
         };
         let answered = answered.await;
         visit.end(&answered);
@@ -190,8 +209,11 @@ async fn stream_reply(
     };
     let (error_message, mut response, reservation) = match answered.await {
         Ok((response, reservation)) => (String::new(), response, reservation),
-        Err(error) if errors_end_the_stream => return Err(error),
         Err(error) => {
+            observation.failed(&error);
+            if errors_end_the_stream {
+                return Err(error);
+            }
             let mut response = ModelInferResponse { id, ..ModelInferResponse::default() };
             if let (ErrorCode::ResourceExhausted, Some(after)) = (error.code(), error.retry_after()) {
                 // Where only this message is refused there are no trailers to say it in.
@@ -205,7 +227,8 @@ async fn stream_reply(
     let last = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
     response.parameters.insert("triton_final_response".to_owned(), last);
     let reply = ModelStreamInferResponse { error_message, infer_response: Some(response) };
-    frames::encode(reply, reservation)
+    let encoded = frames::encode(reply, reservation).inspect_err(|error| observation.failed(error))?;
+    Ok((encoded, observation))
 }
 
 /// One request, from the message to the message. Its reservation comes back with the answer.
@@ -214,9 +237,10 @@ async fn infer(
     message: ModelInferRequest,
     reservation: Reservation,
     tenant: Tenant,
-    arrived_at: Instant,
     call_deadline: Option<Instant>,
+    observation: &mut Observation,
 ) -> Result<(ModelInferResponse, Reservation)> {
+    let arrived_at = observation.arrived_at;
     if door.draining.is_cancelled() {
         return Err(Error::new(ErrorCode::Unavailable, "the server is draining"));
     }
@@ -224,6 +248,9 @@ async fn infer(
     let (served, generation) = dispatch::within(call_deadline, found).await.flatten()?;
     served.used(arrived_at);
     let prediction_id = PredictionId::new();
+    observation.routed_at = Some(Instant::now());
+    observation.target = Some(Arc::clone(&served.observed_as));
+    observation.prediction_id = Some(prediction_id);
     let count = |error: &Error| served.count_failure(error, arrived_at.elapsed());
     let is_large = reservation.bytes() > INLINE_MESSAGE_BYTES;
     // Whoever works on the request holds its reservation, also when nobody waits for it any more.
@@ -242,7 +269,7 @@ async fn infer(
         tenant,
         depth: 0,
     };
-    let (output, reservation) = dispatch::infer(&door.models, &served, job).await?;
+    let (output, reservation) = dispatch::infer(&door.models, &served, job, observation).await?;
     let mut response = ModelInferResponse {
         model_name: served.name.to_string(),
         model_version: served.version_text.clone(),
@@ -285,7 +312,7 @@ async fn decode(
     };
     dispatch::within(deadline, decoded).await.flatten().inspect_err(|error| {
         if error.code() == ErrorCode::ResourceExhausted {
-            door.refused.fetch_add(1, Ordering::Relaxed);
+            door.refused.bytes.fetch_add(1, Ordering::Relaxed);
         }
     })
 }

@@ -4,6 +4,7 @@ use crate::door::{Change, Door};
 use crate::ensemble::Assembly;
 use crate::grpc::Role;
 use crate::grpc::status;
+use crate::grpc::trace_settings;
 use crate::models::{Said, Served, State, Target};
 use sconce_candle::ModelSettings;
 use sconce_core::{
@@ -21,7 +22,7 @@ use tonic::{Request, Response, Status};
 use tracing::level_filters::LevelFilter;
 
 /// The protocol's extensions that are really served.
-const EXTENSIONS: [&str; 8] = [
+const EXTENSIONS: [&str; 9] = [
     "classification",
     "model_repository",
     "schedule_policy",
@@ -29,6 +30,7 @@ const EXTENSIONS: [&str; 8] = [
     "binary_tensor_data",
     "parameters",
     "statistics",
+    "trace",
     "logging",
 ];
 
@@ -230,8 +232,18 @@ impl GrpcInferenceService for Info {
         answer(pb::CudaSharedMemoryUnregisterResponse {})
     }
 
-    async fn trace_setting(&self, _: Request<pb::TraceSettingRequest>) -> Answer<pb::TraceSettingResponse> {
-        Err(Status::unimplemented("trace settings are not served"))
+    async fn trace_setting(
+        &self,
+        request: Request<pb::TraceSettingRequest>,
+    ) -> Answer<pb::TraceSettingResponse> {
+        self.control_only("TraceSetting")?;
+        let pb::TraceSettingRequest { settings, model_name } = request.into_inner();
+        if !model_name.is_empty() {
+            self.route(&model_name, "")?;
+        }
+        let recorder = &self.door.recorder;
+        trace_settings::apply(recorder, &model_name, &settings).map_err(Status::invalid_argument)?;
+        answer(trace_settings::describe(recorder))
     }
 
     async fn log_settings(

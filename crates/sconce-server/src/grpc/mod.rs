@@ -7,6 +7,7 @@ mod inference;
 mod info;
 mod registry;
 mod status;
+mod trace_settings;
 mod weight;
 
 use crate::door::Door;
@@ -159,7 +160,7 @@ impl Listener {
         match Arc::clone(&self.door.connections).try_acquire_owned() {
             Ok(_permit) => self.serve_http2(stream, stop, false).await,
             Err(_) => {
-                self.door.refused.fetch_add(1, Ordering::Relaxed);
+                self.door.refused.connections.fetch_add(1, Ordering::Relaxed);
                 let Ok(_permit) = Arc::clone(&self.refusing).try_acquire_owned() else { return };
                 let refusal = self.serve_http2(stream, stop, true);
                 // Whether it read its refusal in time is the peer's business.
@@ -223,7 +224,7 @@ impl Listener {
     /// One call. It holds its place among all calls until its answer is sent.
     async fn route(mut self, calls: &Arc<Calls>, request: Request<Incoming>) -> Response<Body> {
         let Ok(place) = Arc::clone(&self.door.streams).try_acquire_owned() else {
-            self.door.refused.fetch_add(1, Ordering::Relaxed);
+            self.door.refused.calls.fetch_add(1, Ordering::Relaxed);
             let limit = self.door.limits.max_streams;
             return inference::refuse(&exhausted(format!(
                 "the server has {limit} calls in progress, its limit"

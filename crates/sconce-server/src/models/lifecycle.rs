@@ -236,8 +236,11 @@ impl Models {
         version: ModelVersion,
         source: Source,
     ) -> Result<Arc<Served>> {
+        let started = Instant::now();
         let outcome = self.load_uncounted(name, version, source).await;
-        self.loads[usize::from(outcome.is_err())].fetch_add(1, Ordering::Relaxed);
+        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        loads[usize::from(outcome.is_err())].add(started.elapsed());
+        drop(loads);
         outcome
     }
 

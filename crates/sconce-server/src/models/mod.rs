@@ -27,14 +27,15 @@ use memory::Memory;
 use overrides::Override;
 use sconce_candle::ModelSettings;
 use sconce_core::{
-    DeviceId, Error, ErrorCode, FailReason, ModelName, ModelStats, ModelVersion, Result, Signature,
-    abbreviate,
+    DeviceId, DurationHistogram, Error, ErrorCode, FailReason, ModelName, ModelStats, ModelVersion, Result,
+    Signature, abbreviate,
 };
 use sconce_registry::Registry;
 use sconce_scheduler::Scheduler;
+use sconce_telemetry::metrics::CostSample;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
@@ -58,6 +59,8 @@ pub(crate) struct Served {
     pub(crate) settings: ModelSettings,
     pub(crate) instances: Instances,
     pub(crate) target: Target,
+    /// What its requests are observed under.
+    pub(crate) observed_as: Arc<sconce_telemetry::traces::Target>,
     /// Answers that are kept, if they are.
     pub(crate) cache: Option<ResponseCache>,
     /// What is counted beside the scheduler.
@@ -65,6 +68,8 @@ pub(crate) struct Served {
     /// Cancelled when its memory was given back.
     gone: CancellationToken,
     loaded_at: Instant,
+    /// Requests that are prepared, wait or run.
+    in_flight: AtomicUsize,
     /// Milliseconds from then to the last request.
     last_used_ms: AtomicU64,
     /// Never evicted.
@@ -87,6 +92,11 @@ impl Served {
             name: name.clone(),
             version,
             version_text: version.to_string(),
+            observed_as: Arc::new(sconce_telemetry::traces::Target::new(
+                name.as_str(),
+                &version.to_string(),
+                &settings.device.to_string(),
+            )),
             settings,
             instances,
             target,
@@ -94,6 +104,7 @@ impl Served {
             counted: Mutex::default(),
             gone,
             loaded_at: Instant::now(),
+            in_flight: AtomicUsize::new(0),
             last_used_ms: AtomicU64::new(0),
             pinned: AtomicBool::new(false),
             kept: AtomicBool::new(false),
@@ -117,10 +128,21 @@ impl Served {
         self.scheduler().map_or(0, Scheduler::queue_depth)
     }
 
+    /// What was learned of the time its batches take, if anything.
+    pub(crate) fn cost(&self) -> Option<CostSample> {
+        let report = self.scheduler()?.cost();
+        (report.batches > 0).then_some(CostSample {
+            batch_seconds: report.batch_seconds,
+            row_seconds: report.row_seconds,
+            token_seconds: report.token_seconds,
+            relative_error: report.relative_error,
+        })
+    }
+
     /// The counters so far.
     pub(crate) fn stats(&self) -> ModelStats {
         let mut stats = self.scheduler().map(Scheduler::stats).unwrap_or_default();
-        stats.absorb(&self.counted());
+        stats.merge(&self.counted());
         stats
     }
 
@@ -174,6 +196,23 @@ impl Served {
     /// Notes that a request came.
     pub(crate) fn used(&self, now: Instant) {
         self.last_used_ms.store(millis(now.saturating_duration_since(self.loaded_at)), Ordering::Relaxed);
+    }
+
+    /// Counts a request as being worked on until what comes back is dropped.
+    pub(crate) fn working(&self) -> impl Drop + use<'_> {
+        struct Working<'a>(&'a AtomicUsize);
+        impl Drop for Working<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        Working(&self.in_flight)
+    }
+
+    /// Requests that are prepared, wait or run.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
     }
 
     fn last_used(&self) -> Instant {
@@ -262,7 +301,7 @@ pub(crate) struct Models {
     /// Versions that were taken out and still answer what they were given.
     draining: Mutex<Vec<Draining>>,
     /// Loads that succeeded, and loads that failed.
-    loads: [AtomicU64; 2],
+    loads: Mutex<[DurationHistogram; 2]>,
     /// Counts changes of the registry.
     changed: watch::Sender<u64>,
     /// Loads, unloads and other changes: they run to their end even if whoever asked for them goes away.
@@ -297,7 +336,7 @@ impl Models {
             flights: Flights::default(),
             assembling: Mutex::default(),
             draining: Mutex::default(),
-            loads: [const { AtomicU64::new(0) }; 2],
+            loads: Mutex::default(),
             changed: watch::Sender::new(0),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -315,9 +354,8 @@ impl Models {
     }
 
     /// Loads that succeeded, and loads that failed.
-    pub(crate) fn loads(&self) -> (u64, u64) {
-        let [ok, failed] = &self.loads;
-        (ok.load(Ordering::Relaxed), failed.load(Ordering::Relaxed))
+    pub(crate) fn loads(&self) -> [DurationHistogram; 2] {
+        self.loads.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The routing generation: with a registry it grows with each change of what answers. 0 without.

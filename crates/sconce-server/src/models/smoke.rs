@@ -5,6 +5,7 @@ use crate::dispatch::{self, Job};
 use sconce_core::{ByteBudget, Error, ErrorCode, Result, json};
 use sconce_registry::SmokeSample;
 use sconce_scheduler::{Priority, Tenant};
+use sconce_telemetry::traces::{Method, Observed, RequestTrace};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -59,7 +60,8 @@ async fn answer(models: &Arc<Models>, served: &Served, sample: &SmokeSample) -> 
         depth: 0,
     };
     let late = || Error::new(ErrorCode::DeadlineExceeded, format!("no answer within {limit:.1?}"));
-    let answered = dispatch::infer(models, served, job).await;
+    let mut observed = Observed::new(RequestTrace::new(None), Method::Unary, started);
+    let answered = dispatch::infer(models, served, job, &mut observed).await;
     let (output, _) = answered.map_err(|error| match error.code() {
         ErrorCode::DeadlineExceeded => late(),
         _ => error,

@@ -56,7 +56,7 @@ struct Places {
 /// A tenant.
 #[derive(Debug)]
 struct Known {
-    name: Box<str>,
+    name: Arc<str>,
     tenant: Tenant,
     quota: Quota,
     is_configured: bool,
@@ -345,6 +345,11 @@ impl Visit {
     /// Whose request it is.
     pub(crate) fn tenant(&self) -> Tenant {
         self.0.as_ref().map_or_else(Tenant::default, |visit| visit.known.tenant)
+    }
+
+    /// Its name; `None` when tenants are off.
+    pub(crate) fn name(&self) -> Option<Arc<str>> {
+        self.0.as_ref().map(|visit| Arc::clone(&visit.known.name))
     }
 
     /// What whoever works on the request holds: while one of these lives, the request is in progress and its tenant's id nobody

@@ -1,0 +1,75 @@
+//! What is known of a request, from its arrival until its answer has left.
+
+use http::HeaderMap;
+use sconce_core::{Error, ErrorCode};
+use sconce_telemetry::traces::{Method, Observed, Recorder, RequestTrace};
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// One request under observation. Whatever becomes of it, the recorder looks at it once: when this is dropped, which for an
+/// answered request is when the last byte of its answer has left.
+#[derive(Debug)]
+pub(crate) struct Observation {
+    recorder: Arc<Recorder>,
+    observed: Observed,
+    ended: bool,
+}
+
+impl Observation {
+    pub(crate) fn new(
+        recorder: &Arc<Recorder>,
+        trace: RequestTrace,
+        method: Method,
+        arrived_at: Instant,
+    ) -> Self {
+        let observed = Observed::new(trace, method, arrived_at);
+        Self { recorder: Arc::clone(recorder), observed, ended: false }
+    }
+
+    /// The request failed.
+    pub(crate) fn failed(&mut self, error: &Error) {
+        self.observed.code = Some(error.code());
+        self.ended();
+    }
+
+    /// The answer is handed to the connection.
+    pub(crate) fn ended(&mut self) {
+        self.observed.ended_at = Instant::now();
+        self.ended = true;
+    }
+}
+
+impl Deref for Observation {
+    type Target = Observed;
+
+    fn deref(&self) -> &Observed {
+        &self.observed
+    }
+}
+
+impl DerefMut for Observation {
+    fn deref_mut(&mut self) -> &mut Observed {
+        &mut self.observed
+    }
+}
+
+impl Drop for Observation {
+    fn drop(&mut self) {
+        if !self.ended {
+            // Nobody waits for the answer any more.
+            self.observed.code = Some(ErrorCode::Cancelled);
+            self.ended();
+        }
+        self.recorder.observe(&self.observed);
+    }
+}
+
+/// The trace that a call with these headers belongs to.
+pub(crate) fn trace_of(headers: &HeaderMap) -> RequestTrace {
+    RequestTrace::of_call(|name| {
+        let mut values = headers.get_all(name).iter();
+        let value = values.next()?;
+        values.next().is_none().then(|| value.as_bytes())
+    })
+}

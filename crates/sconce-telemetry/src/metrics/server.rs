@@ -1,0 +1,174 @@
+//! What is the server's own, and the process's.
+
+use super::{DeviceMemory, Scrape, TenantSample, i64_of, to_i64};
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use sconce_core::DurationHistogram;
+use std::fmt;
+
+impl Scrape {
+    pub(super) fn encode_server(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut info =
+            encoder.encode_descriptor("sconce_build", "The server's version", None, MetricType::Info)?;
+        info.encode_info(&[("version", self.server.version.as_str())])?;
+        let gauges = [
+            ("sconce_inflight_bytes", "Bytes of requests in flight", self.server.inflight_bytes),
+            ("sconce_connections", "Open connections", self.server.connections),
+            ("sconce_streams", "Calls in progress", self.server.streams),
+            ("sconce_tenants", "Tenants told apart", self.server.tenants),
+        ];
+        for (name, help, (now, limit)) in gauges {
+            encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&to_i64(now))?;
+            let help = format!("The bound of {name}");
+            let name = format!("{name}_limit");
+            encoder.encode_descriptor(&name, &help, None, MetricType::Gauge)?.encode_gauge(&to_i64(limit))?;
+        }
+        self.encode_tenants(encoder)?;
+        self.encode_memory(encoder)?;
+        self.encode_loads(encoder)?;
+        let help = "Calls and connections refused before any model was known, by the bound they met";
+        let mut rejected =
+            encoder.encode_descriptor("sconce_rejected_requests", help, None, MetricType::Counter)?;
+        for (reason, count) in &self.server.rejected {
+            rejected
+                .encode_family(&[("reason", *reason)])?
+                .encode_counter::<NoLabelSet, _, u64>(count, None)?;
+        }
+        let refused: u64 = self.server.rejected.iter().map(|(_, count)| count).sum();
+        encoder
+            .encode_descriptor(
+                "sconce_refused_requests",
+                "Requests refused before any model was known",
+                None,
+                MetricType::Counter,
+            )?
+            .encode_counter::<NoLabelSet, _, u64>(&refused, None)
+    }
+
+    fn encode_tenants(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Requests by tenant and outcome";
+        let mut family =
+            encoder.encode_descriptor("sconce_tenant_requests", help, None, MetricType::Counter)?;
+        for TenantSample { tenant, ok, rejected, failed } in &self.server.tenant_requests {
+            for (status, count) in [("ok", ok), ("rejected", rejected), ("failed", failed)] {
+                let labels = [("tenant", tenant.as_str()), ("status", status)];
+                family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(count, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn encode_memory(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let devices = &self.server.model_memory;
+        let of = |device: &DeviceMemory| [("device", device.device.clone())];
+        let help = "Bytes of weights and tables in a device's memory";
+        let mut used =
+            encoder.encode_descriptor("sconce_device_memory_bytes", help, None, MetricType::Gauge)?;
+        for device in devices {
+            used.encode_family(&of(device))?.encode_gauge(&i64_of(device.used_bytes))?;
+        }
+        let help = "The bound of sconce_device_memory_bytes";
+        let mut limits =
+            encoder.encode_descriptor("sconce_device_memory_bytes_limit", help, None, MetricType::Gauge)?;
+        for device in devices {
+            if let Some(limit) = device.limit_bytes {
+                limits.encode_family(&of(device))?.encode_gauge(&i64_of(limit))?;
+            }
+        }
+        let mut single = |name: &str, help: &str, value: u64| {
+            encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&i64_of(value))
+        };
+        if let Some(bytes) = self.server.resident_bytes {
+            single("sconce_resident_memory_bytes", "Bytes of memory the process holds", bytes)?;
+        }
+        single(
+            "sconce_routing_generation",
+            "Changes of what answers, by the registry",
+            self.server.generation,
+        )?;
+        Ok(())
+    }
+
+    fn encode_loads(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let outcomes = [("ok", &self.server.loads[0]), ("failed", &self.server.loads[1])];
+        let help = "Loads of model versions by outcome";
+        let mut loads = encoder.encode_descriptor("sconce_loads", help, None, MetricType::Counter)?;
+        for (status, times) in outcomes {
+            let count = times.total().count;
+            loads.encode_family(&[("status", status)])?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        }
+        let help = "Loading a model version, by outcome";
+        let name = "sconce_load_duration_seconds";
+        let mut loads = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (status, times) in outcomes {
+            let buckets: Vec<(f64, u64)> = DurationHistogram::buckets(times).collect();
+            let total = times.total();
+            loads.encode_family(&[("status", status)])?.encode_histogram::<NoLabelSet>(
+                total.time.as_secs_f64(),
+                total.count,
+                &buckets,
+                None,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Traces and log lines: what is kept, and what is lost.
+    pub(super) fn encode_recorder(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let recorder = &self.recorder;
+        for (name, help, value) in [
+            ("sconce_trace_spans_exported", "Spans that a collector took", recorder.exported),
+            ("sconce_trace_spans_dropped", "Spans that were kept and lost", recorder.dropped),
+            ("sconce_access_lines_dropped", "Log lines of requests that were lost", recorder.dropped_lines),
+        ] {
+            encoder
+                .encode_descriptor(name, help, None, MetricType::Counter)?
+                .encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+        }
+        let (depth, limit) = recorder.queue;
+        for (name, help, value) in [
+            ("sconce_trace_queue_depth", "Kept requests that wait for the exporter", depth),
+            ("sconce_trace_queue_depth_limit", "The bound of sconce_trace_queue_depth", limit),
+        ] {
+            encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&to_i64(value))?;
+        }
+        Ok(())
+    }
+
+    /// The process, under the names that every Prometheus client uses, and its runtime.
+    pub(super) fn encode_process(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let runtime = &self.runtime;
+        let mut gauges = vec![
+            ("sconce_runtime_workers", "Threads that serve connections", runtime.workers as u64),
+            ("sconce_runtime_alive_tasks", "Tasks of the runtime", runtime.alive_tasks as u64),
+            (
+                "sconce_runtime_global_queue_depth",
+                "Tasks that wait for any of its threads",
+                runtime.global_queue_depth as u64,
+            ),
+        ];
+        if let Some(process) = &self.process {
+            encoder
+                .encode_descriptor("process_cpu_seconds", "Processor time", None, MetricType::Counter)?
+                .encode_counter::<NoLabelSet, _, u64>(&process.cpu_seconds, None)?;
+            encoder
+                .encode_descriptor(
+                    "process_start_time_seconds",
+                    "Start, since 1970",
+                    None,
+                    MetricType::Gauge,
+                )?
+                .encode_gauge(&process.start_time_seconds)?;
+            gauges.extend([
+                ("process_resident_memory_bytes", "Memory the process holds", process.resident_bytes),
+                ("process_virtual_memory_bytes", "Addresses the process holds", process.virtual_bytes),
+                ("process_open_fds", "Open file descriptors", process.open_fds),
+                ("process_max_fds", "The bound of process_open_fds", process.max_fds),
+                ("process_threads", "Threads", process.threads),
+            ]);
+        }
+        gauges.into_iter().try_for_each(|(name, help, value)| {
+            encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&i64_of(value))
+        })
+    }
+}
