@@ -1,14 +1,12 @@
 //! What may wait, and for how long it would.
 
-use super::{Batcher, key};
+use super::{Batcher, due, key};
 use crate::cost::{Work, duration};
 use crate::entry::{Entry, Priority, Refusal};
 use std::time::{Duration, Instant};
 
 /// An overload is one that lasts this long, or as long as requests may wait if that is more.
 const MIN_STANDING: Duration = Duration::from_millis(100);
-/// The part of a request's time for what is not seen here: its way to the caller, a core that is taken away.
-const ON_ITS_WAY: f64 = 0.1;
 /// The most of its time that a request leaves for the others of its batch.
 const COMPANY: f64 = 0.25;
 /// How often an idle model tries what seems too late, for it may have been wrong.
@@ -105,7 +103,8 @@ impl<T> Batcher<T> {
         if let Some(deadline) = entry.deadline {
             let allowed = deadline.saturating_duration_since(now);
             let estimate = duration(wait) + self.cost.upper(work)?.max(self.company(allowed));
-            if estimate > allowed.mul_f64(1.0 - ON_ITS_WAY) && !self.may_probe(now) {
+            let due = due(entry).unwrap_or(deadline).saturating_duration_since(now);
+            if estimate > due && !self.may_probe(now) {
                 return Some(Refusal::TooLate { estimate, allowed });
             }
         }

@@ -1,7 +1,7 @@
 //! What runs together.
 
 use super::level::TenantLine;
-use super::{Batcher, Dispatch, PATIENCE, RIVALRY, WINDOW, Waiting};
+use super::{Batcher, Dispatch, PATIENCE, RIVALRY, WINDOW, Waiting, due};
 use crate::cost::Work;
 use crate::entry::Entry;
 use crate::line::Key;
@@ -189,7 +189,7 @@ impl<T> Batcher<T> {
             return true;
         }
         // What comes too late only keeps others waiting; where there are no others, the estimate is put to the test.
-        let deadline = entry.deadline.filter(|_| self.len() > 1);
+        let deadline = due(entry).filter(|_| self.len() > 1);
         deadline.is_some_and(|deadline| {
             self.cost.is_certain()
                 && self.cost.estimate(waiting.work).is_some_and(|takes| now + takes > deadline)
@@ -209,7 +209,7 @@ impl<T> Batcher<T> {
         if self.policy.is_padded && !self.is_worth_padding(draft, waiting, merged) {
             return Some(CloseReason::Full);
         }
-        let deadline = draft.deadline.into_iter().chain(waiting.entry.deadline).min();
+        let deadline = draft.deadline.into_iter().chain(due(&waiting.entry)).min();
         if deadline.is_some_and(|at| self.cost.upper(merged).is_some_and(|takes| now + takes > at)) {
             return Some(CloseReason::Deadline);
         }
@@ -260,7 +260,7 @@ impl<T> Batcher<T> {
     fn move_into(&mut self, draft: &mut Draft<T>, now: Instant, slot: usize) {
         let Some(waiting) = self.waiting.get(slot) else { return };
         let merged = self.merged(draft, waiting);
-        let (expected, deadline) = (waiting.expected, waiting.entry.deadline);
+        let (expected, deadline) = (waiting.expected, due(&waiting.entry));
         let takes = || self.cost.upper(waiting.work).unwrap_or_default();
         let met = deadline.filter(|at| now + takes() <= *at);
         let (priority, tenant) = (waiting.entry.priority, waiting.entry.tenant.id);

@@ -143,6 +143,15 @@ impl<T> Waiting<T> {
     }
 }
 
+/// The part of a request's time for what is not seen here: its way here and back, a core that is taken away.
+const ON_ITS_WAY: f64 = 0.1;
+
+/// When a batch should have ended for the answer to be there in time.
+fn due<T>(entry: &Entry<T>) -> Option<Instant> {
+    let deadline = entry.deadline?;
+    deadline.checked_sub(deadline.saturating_duration_since(entry.queued_at).mul_f64(ON_ITS_WAY))
+}
+
 fn key<T>(entry: &Entry<T>, seq: u64) -> Key {
     (entry.deadline.unwrap_or(entry.queued_at + UNHURRIED), seq)
 }
@@ -241,8 +250,8 @@ impl<T> Batcher<T> {
         for waiting in lines.filter_map(|line| self.waiting.get(line.line.first()?.slot)) {
             let takes = self.cost.upper(waiting.work).unwrap_or_default();
             // One that has expired is in no hurry.
-            let deadline = waiting.entry.deadline.filter(|deadline| *deadline > now);
-            let latest = deadline.and_then(|deadline| deadline.checked_sub(takes));
+            let due = due(&waiting.entry).filter(|_| !waiting.entry.expired(now));
+            let latest = due.and_then(|deadline| deadline.checked_sub(takes));
             at = latest.into_iter().fold(at, Instant::min);
         }
         if at > now { Due::At(at) } else { Due::Now }
