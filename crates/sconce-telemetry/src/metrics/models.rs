@@ -17,6 +17,10 @@ pub(super) struct Labels<'a> {
 
 /// Where a histogram comes from.
 type HistogramOf = fn(&ModelStats) -> &DurationHistogram;
+/// Where a count comes from.
+type CountOf = fn(&ModelStats) -> u64;
+/// Where a figure of the cost comes from.
+type CostOf = fn(&CostSample) -> f64;
 /// Where a histogram of sizes comes from.
 type SizesOf = fn(&ModelStats) -> &SizeHistogram;
 
@@ -95,7 +99,7 @@ impl Scrape {
     }
 
     fn encode_cost(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let gauges: [(&str, &str, fn(&CostSample) -> f64); 4] = [
+        let gauges: [(&str, &str, CostOf); 4] = [
             ("sconce_cost_batch_seconds", "What a batch takes, however small, as learned", |c| {
                 c.batch_seconds
             }),
@@ -116,7 +120,7 @@ impl Scrape {
     }
 
     fn encode_cache(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let counters: [(&str, &str, fn(&ModelStats) -> u64); 2] = [
+        let counters: [(&str, &str, CountOf); 2] = [
             ("sconce_cache_hits", "Requests answered from the cache", |s| s.cache_hit.count),
             ("sconce_cache_misses", "Requests whose answer was not in the cache", |s| s.cache_miss.count),
         ];
@@ -236,7 +240,7 @@ impl Scrape {
         encoder: &mut DescriptorEncoder<'_>,
         name: &str,
         help: &str,
-        value: fn(&ModelStats) -> u64,
+        value: CountOf,
     ) -> fmt::Result {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         self.models.iter().try_for_each(|model| {
