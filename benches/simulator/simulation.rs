@@ -243,6 +243,9 @@ impl Simulation<'_> {
                 if wanted && is_due {
                     self.enter(model);
                 }
+                if !wanted {
+                    self.charge(model);
+                }
                 if wanted || !self.start_batch(model) {
                     self.release(model);
                 }
@@ -286,6 +289,14 @@ impl Simulation<'_> {
         self.models[model].worker = Worker::Idle;
         if !self.start_batch(model) {
             self.release(model);
+        }
+    }
+
+    /// What it used alone counts while it keeps the slot.
+    fn charge(&mut self, model: usize) {
+        let used = self.now - std::mem::replace(&mut self.slot_since, self.now);
+        if let Slots::Fair(arbiter) = &mut self.slots {
+            arbiter.charge(self.models[model].client, 1.0, used);
         }
     }
 

@@ -75,11 +75,20 @@ impl Arbiter {
         Claim::Wait(ticket)
     }
 
+    /// A client of `weight` that no other waits for has used a slot of its for `used`, and keeps it.
+    pub fn charge(&mut self, client: ClientId, weight: f32, used: Duration) {
+        if let Some(client) = self.clients.iter_mut().find(|known| known.id == client) {
+            client.virtual_time += over(used, weight);
+            // As if it had given it back and claimed it again: who comes now begins where it is.
+            self.virtual_time = self.virtual_time.max(client.virtual_time);
+        }
+    }
+
     /// Gives back a slot that a client of `weight` held for `used`; it passes to the ticket that is returned, if any waits.
     pub fn release(&mut self, client: ClientId, weight: f32, used: Duration) -> Option<Ticket> {
         if let Some(client) = self.clients.iter_mut().find(|known| known.id == client) {
             client.held = client.held.saturating_sub(1);
-            client.virtual_time += used.as_secs_f64() / f64::from(weight.max(f32::MIN_POSITIVE));
+            client.virtual_time += over(used, weight);
         }
         let waiting = self.clients.iter_mut().filter(|client| !client.tickets.is_empty());
         let next = waiting.min_by(|a, b| a.virtual_time.total_cmp(&b.virtual_time));
@@ -97,6 +106,13 @@ impl Arbiter {
         granted
     }
 }
+
+fn over(used: Duration, weight: f32) -> f64 {
+    used.as_secs_f64() / f64::from(weight.max(f32::MIN_POSITIVE))
+}
+
+/// How long a slot may be used before that counts: the lock is not worth less.
+const CHARGED_EACH: Duration = Duration::from_millis(10);
 
 /// A device and its slots: as many batches run on it at once.
 #[derive(Debug)]
@@ -220,6 +236,15 @@ impl Slot<'_> {
         device.slot(client, weight)
     }
 
+    /// Has what was used of the slot count while it is kept.
+    pub(crate) fn charge(&mut self) {
+        let used = self.since.elapsed();
+        if used >= CHARGED_EACH {
+            self.since += used;
+            self.device.lock().arbiter.charge(self.client, self.weight, used);
+        }
+    }
+
     /// Whether someone waits for a slot of this device.
     pub(crate) fn is_wanted(&self) -> bool {
         self.device.waiting() > 0
@@ -269,6 +294,19 @@ mod tests {
         assert_eq!(order[0], modest_ticket, "the second model is next, however many the first has in line");
         assert_eq!(order[1..], greedy_tickets);
         assert_eq!(arbiter.claim(modest), Claim::Granted, "the last release freed the slot");
+    }
+
+    #[test]
+    fn what_was_used_alone_is_no_debt() {
+        let mut arbiter = Arbiter::new(1);
+        let (old, new) = (ClientId(0), ClientId(1));
+        assert_eq!(arbiter.claim(old), Claim::Granted);
+        arbiter.charge(old, 1.0, 600_000 * MS);
+        let Claim::Wait(first) = arbiter.claim(new) else { panic!("there is one slot") };
+        let Claim::Wait(second) = arbiter.claim(old) else { panic!("there is one slot") };
+        assert_eq!(arbiter.release(old, 1.0, MS), Some(first));
+        assert!(matches!(arbiter.claim(new), Claim::Wait(_)));
+        assert_eq!(arbiter.release(new, 1.0, 5 * MS), Some(second), "not after another ten minutes");
     }
 
     proptest! {

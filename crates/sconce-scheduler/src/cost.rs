@@ -140,10 +140,10 @@ impl CostModel {
         dot(self.theta, [batches, work.rows as f64, work.tokens as f64])
     }
 
-    /// What work adds to a batch that runs anyway, in seconds; how many rows and tokens it is, before anything was learned.
+    /// What work adds to a batch that runs anyway, in seconds; before anything was learned, a microsecond a row and a token.
     pub(crate) fn marginal(&self, work: Work) -> f64 {
         let [_, rows, tokens] = work.features();
-        if self.batches == 0 { rows + tokens } else { self.theta[1] * rows + self.theta[2] * tokens }
+        if self.batches == 0 { 1e-6 * (rows + tokens) } else { self.theta[1] * rows + self.theta[2] * tokens }
     }
 
     /// What was learned.

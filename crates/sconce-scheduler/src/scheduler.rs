@@ -215,15 +215,20 @@ impl Scheduler {
         }
         let entry = Entry { ticket: job, rows, tokens, longest, priority, tenant, queued_at: now, deadline };
         let mut dropped = Vec::new();
+        let before = queue.due(now);
         let mut pushed = queue.batcher.push(now, entry);
-        if let Err((_, entry)) = pushed {
+        if let Err((refusal, entry)) = pushed {
             // Room may be held by requests that will never run.
             dropped = queue.sweep(now);
-            pushed = queue.batcher.push(now, entry);
+            pushed = if dropped.is_empty() { Err((refusal, entry)) } else { queue.batcher.push(now, entry) };
         }
         // The first in the queue needs a worker that watches the clock for it; those behind it a worker only when a batch is
-        // due.
-        let wanted = queue.batcher.len() == 1 || queue.due(now) == Due::Now;
+        // due, or will be earlier for them.
+        let wanted = match (before, queue.due(now)) {
+            (_, Due::Now) | (Due::Idle, _) => true,
+            (Due::At(before), Due::At(after)) => after < before,
+            _ => false,
+        };
         // A refused request wakes nobody, so it must not say that somebody is being woken.
         let wake =
             pushed.is_ok() && wanted && queue.idle_workers > 0 && !std::mem::replace(&mut queue.waking, true);

@@ -29,7 +29,9 @@ pub(crate) fn run(shared: &Shared, instance: usize, ready: &SyncSender<Result<()
                 break;
             }
             worker.collect_oldest();
-            if slot.is_wanted() {
+            if !slot.is_wanted() {
+                slot.charge();
+            } else {
                 while !worker.running.is_empty() {
                     worker.collect_oldest();
                 }
@@ -73,12 +75,14 @@ impl Worker<'_> {
         while self.running.len() < depth {
             let Some(dispatch) = self.shared.take_batch(contested) else { return };
             let Dispatch { id: batch_id, mut entries, reason, queue_depth, .. } = dispatch;
+            // After a panic it is made anew, which is no part of what a batch takes.
+            let made = self.make_backend();
             let started_at = Instant::now();
             let inputs: Vec<ModelInput> = entries.iter_mut().map(|entry| entry.ticket.take_input()).collect();
             let batch = Batch { inputs };
             let (rows, tokens) = (batch.rows(), batch.tokens());
             let submitted_at = Instant::now();
-            let submitted = self.make_backend().and_then(|()| self.guard(|backend| backend.submit(batch)));
+            let submitted = made.and_then(|()| self.guard(|backend| backend.submit(batch)));
             let running =
                 Running { entries, reason, batch_id, queue_depth, rows, tokens, started_at, submitted_at };
             match submitted {
@@ -162,7 +166,8 @@ impl Worker<'_> {
         let service = finished_at.saturating_duration_since(started_at.max(self.free_since));
         self.free_since = finished_at;
         let work = Work { rows, tokens: tokens + padding };
-        self.shared.finished(batch_id, work, output.is_ok().then_some(service));
+        let is_answered = output.as_ref().is_ok_and(|output| output.outputs.iter().any(Result::is_ok));
+        self.shared.finished(batch_id, work, is_answered.then_some(service));
         let record = |entry: &Entry<Job>| ExecutionRecord {
             batch_id,
             instance: self.instance,

@@ -10,7 +10,7 @@ use sconce_core::{
     Backend, Batch, BatchOutput, ByteBudget, CloseReason, DataType, Error, ErrorCode, FailReason,
     InferOutput, Inputs, LoadedModel, ModelInput, ModelStats, Result, Signature, Tensor,
 };
-use sconce_scheduler::{BatchPolicy, Device, Priority, Reply, Scheduler, Submission, Tenant};
+use sconce_scheduler::{BatchPolicy, Device, Priority, Reply, Scheduler, Submission, Tenant, Work};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::panic::resume_unwind;
@@ -665,6 +665,20 @@ fn an_error_at_depth_2_fails_its_batch_alone() {
         expected[2] = FAILED;
         assert_eq!(outcomes(answers), expected, "{act:?}");
     }
+}
+
+#[test]
+fn a_worker_that_waits_for_company_is_woken_for_an_earlier_deadline() {
+    let mut setup = Setup::default();
+    setup.policy.max_delay = Duration::from_secs(3600);
+    let mut rig = setup.start();
+    rig.open_gate();
+    let work = Work { rows: 1, tokens: 0 };
+    (0..8).for_each(|_| rig.scheduler.learn(work, Duration::from_millis(1)));
+    let patient = rig.submit(1);
+    let deadline = Some(Instant::now() + Duration::from_secs(3));
+    let urgent = rig.scheduler.submit(Submission { deadline, ..request(2, 1) }).unwrap();
+    assert_eq!(outcomes(vec![urgent, patient]), [Ok(vec![2]), Ok(vec![1])]);
 }
 
 #[test]

@@ -188,11 +188,17 @@ impl Waiter {
 
 impl Lead<'_> {
     /// Keeps the answer, and tells it to those that wait. An error they are told as well, and it is not kept: unless it is about
-    /// this request's time or caller alone.
+    /// this request's time, caller or room alone.
     pub(crate) fn end(self, answered: &Result<(InferOutput, Reservation)>) {
         let outcome = match answered {
             Ok((output, _)) => Ok(Arc::new(owned(output))),
-            Err(error) if matches!(error.code(), ErrorCode::DeadlineExceeded | ErrorCode::Cancelled) => {
+            // A tenant's or a queue's bounds are not another's.
+            Err(error)
+                if matches!(
+                    error.code(),
+                    ErrorCode::DeadlineExceeded | ErrorCode::Cancelled | ErrorCode::ResourceExhausted
+                ) =>
+            {
                 return;
             }
             Err(error) => Err(Arc::new(error.repeat())),

@@ -77,14 +77,16 @@ impl<T> Batcher<T> {
     }
 
     /// How long a wait will be, in seconds.
-    pub(super) fn paced(&self, expected: f64) -> f64 {
-        expected * self.pace.factor()
+    pub(super) fn paced(&self, expected: f64, priority: Priority) -> f64 {
+        expected * self.paces.get(priority.level() - 1).map_or(1.0, Pace::factor)
     }
 
-    pub(super) fn learn_pace(&mut self, actual: f64, expected: f64) {
-        if expected > 0.0 {
-            self.pace.actual = self.pace.actual * Pace::FORGETTING + actual;
-            self.pace.expected = self.pace.expected * Pace::FORGETTING + expected;
+    /// Learns from the waits of a batch's requests, by priority: `(actual, expected)`. What it knew fades with every batch, so that
+    /// a disturbance that is over is forgotten.
+    pub(super) fn learn_pace(&mut self, waits: &[(f64, f64)]) {
+        for (pace, (actual, expected)) in self.paces.iter_mut().zip(waits) {
+            pace.actual = pace.actual * Pace::FORGETTING + actual;
+            pace.expected = pace.expected * Pace::FORGETTING + expected;
         }
     }
 
@@ -99,7 +101,7 @@ impl<T> Batcher<T> {
         if !self.cost.is_certain() {
             return None;
         }
-        let wait = self.paced(expected);
+        let wait = self.paced(expected, entry.priority);
         if let Some(deadline) = entry.deadline {
             let allowed = deadline.saturating_duration_since(now);
             let estimate = duration(wait) + self.cost.upper(work)?.max(self.company(allowed));
@@ -142,7 +144,10 @@ impl<T> Batcher<T> {
 
     /// How long a request behind all others would wait, in seconds.
     fn wait_of_all(&self, now: Instant) -> f64 {
-        self.paced((self.seconds(self.work) + self.remaining(now)) / self.instances as f64)
+        let wait = (self.seconds(self.work) + self.remaining(now)) / self.instances as f64;
+        // Of those who wait, the best know best how slow the device is: nobody overtakes them.
+        let best = self.levels.iter().position(|level| level.work.rows > 0);
+        wait * best.and_then(|level| self.paces.get(level)).map_or(1.0, Pace::factor)
     }
 
     /// Whether an idle model should try what seems too late: if it never ran anything, it would never learn that it can.

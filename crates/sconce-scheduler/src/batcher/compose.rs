@@ -3,7 +3,7 @@
 use super::level::TenantLine;
 use super::{Batcher, Dispatch, PATIENCE, RIVALRY, WINDOW, Waiting, due};
 use crate::cost::Work;
-use crate::entry::Entry;
+use crate::entry::{Entry, Priority};
 use crate::line::Key;
 use sconce_core::CloseReason;
 use std::time::{Duration, Instant};
@@ -25,16 +25,20 @@ struct Draft<T> {
     passed: Option<(usize, u32, Key)>,
     /// Why the first request that did not fit did not.
     reason: Option<CloseReason>,
-    /// Waits of its requests, and what was expected of them.
-    actual: f64,
-    expected: f64,
+    /// By priority, the waits of its requests, and what was expected of them.
+    waits: [(f64, f64); Priority::LEVELS],
+    /// What requests wait for company, at most.
+    max_delay: f64,
 }
 
 impl<T> Draft<T> {
     fn waited(&mut self, now: Instant, entry: &Entry<T>, expected: f64) {
+        let Some(wait) = self.waits.get_mut(entry.priority.level() - 1) else { return };
         if expected >= MIN_WAIT {
-            self.actual += now.saturating_duration_since(entry.queued_at).as_secs_f64();
-            self.expected += expected;
+            let waited = now.saturating_duration_since(entry.queued_at).as_secs_f64();
+            // A wait for company is no slowness.
+            wait.0 += (waited - self.max_delay).max(waited.min(expected));
+            wait.1 += expected;
         }
     }
 }
@@ -59,8 +63,8 @@ impl<T> Batcher<T> {
             quantum: (contested || rivals).then_some(self.policy.quantum),
             passed: None,
             reason: None,
-            actual: 0.0,
-            expected: 0.0,
+            waits: [(0.0, 0.0); Priority::LEVELS],
+            max_delay: self.policy.max_delay.as_secs_f64(),
         };
         let mut dropped = Vec::new();
         let shed = self.shorten(now);
@@ -72,7 +76,7 @@ impl<T> Batcher<T> {
             match self.next_fit(now, &mut draft, level, line, &mut window, &abandoned) {
                 Next::Fits(slot) => {
                     let level = &mut self.levels[level];
-                    level.virtual_time = level.lines[line].virtual_time;
+                    level.virtual_time = level.virtual_time.max(level.lines[line].virtual_time);
                     self.move_into(&mut draft, now, slot);
                 }
                 Next::Drop(slot) => dropped.extend(self.give_up(&mut draft, now, slot)),
@@ -97,7 +101,9 @@ impl<T> Batcher<T> {
             let takes = self.cost.estimate(draft.work).unwrap_or_default();
             self.running.push((id, now + takes));
         }
-        self.learn_pace(draft.actual, draft.expected);
+        if !draft.entries.is_empty() || !dropped.is_empty() {
+            self.learn_pace(&draft.waits);
+        }
         Dispatch { id, entries: draft.entries, dropped, shed, reason, queue_depth }
     }
 
@@ -189,7 +195,7 @@ impl<T> Batcher<T> {
             return true;
         }
         // What comes too late only keeps others waiting; where there are no others, the estimate is put to the test.
-        let deadline = due(entry).filter(|_| self.len() > 1);
+        let deadline = entry.deadline.filter(|_| self.len() > 1);
         deadline.is_some_and(|deadline| {
             self.cost.is_certain()
                 && self.cost.estimate(waiting.work).is_some_and(|takes| now + takes > deadline)
@@ -238,12 +244,15 @@ impl<T> Batcher<T> {
         }
     }
 
-    /// What waits for longer than it should already says so, not only once it runs.
+    /// What waits for longer than it should already says so, not only once it runs; unless others of its line overtook it.
     fn learn_from_oldest(&self, now: Instant, draft: &mut Draft<T>) {
         let oldest = self.arrivals.iter().find_map(|&(seq, slot)| self.arrival(seq, slot));
-        if let Some(Waiting { entry, expected, .. }) = oldest
-            && now.saturating_duration_since(entry.queued_at).as_secs_f64() > self.paced(*expected)
-        {
+        let Some(Waiting { entry, expected, seq, .. }) = oldest else { return };
+        let lines = self.levels.get(entry.priority.level() - 1).map(|level| &level.lines);
+        let line = lines.into_iter().flatten().find(|line| line.id == entry.tenant.id);
+        let is_first = line.and_then(|line| line.line.first()).is_some_and(|first| first.key.1 == *seq);
+        let waited = now.saturating_duration_since(entry.queued_at).as_secs_f64();
+        if is_first && waited > self.paced(*expected, entry.priority) {
             draft.waited(now, entry, *expected);
         }
     }

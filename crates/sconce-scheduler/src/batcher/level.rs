@@ -24,7 +24,8 @@ pub(super) struct TenantLine {
 impl Level {
     /// The line of a tenant; a new one begins where the others are.
     pub(super) fn line(&mut self, tenant: u32, make: impl FnOnce() -> TenantLine) -> &mut TenantLine {
-        let empty = |line: &TenantLine| line.line.is_empty();
+        let clock = self.virtual_time;
+        let empty = |line: &TenantLine| line.line.is_empty() && line.virtual_time <= clock;
         let at = self.lines.iter().position(|line| line.id == tenant);
         let at = at.or_else(|| self.lines.iter().position(empty)).unwrap_or_else(|| {
             self.lines.push(make());

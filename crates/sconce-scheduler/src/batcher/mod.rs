@@ -102,7 +102,8 @@ pub struct Batcher<T> {
     /// Of all that waits.
     work: Work,
     cost: CostModel,
-    pace: Pace,
+    /// By priority: requests wait longer for being overtaken, and those who overtake must not be taken to.
+    paces: [Pace; Priority::LEVELS],
     /// Batches that run: number, and when it should have ended.
     running: Vec<(u64, Instant)>,
     /// Since when requests have waited for longer than they should.
@@ -169,7 +170,7 @@ impl<T> Batcher<T> {
             next_batch: 1,
             work: Work::default(),
             cost: CostModel::default(),
-            pace: Pace::default(),
+            paces: std::array::from_fn(|_| Pace::default()),
             running: Vec::with_capacity(instances),
             standing_since: None,
             next_probe: None,
@@ -214,7 +215,10 @@ impl<T> Batcher<T> {
         }
         let shed = if self.len() < self.policy.queue_depth { None } else { self.shed(entry.priority) };
         if shed.is_none() && self.len() >= self.policy.queue_depth {
-            return Err((Refusal::Full { retry_after: duration(self.paced(expected)) }, entry));
+            return Err((
+                Refusal::Full { retry_after: duration(self.paced(expected, entry.priority)) },
+                entry,
+            ));
         }
         self.next_seq += 1;
         if entry.tenant.id != self.tenant {
@@ -248,10 +252,10 @@ impl<T> Batcher<T> {
         // Company is not worth a deadline.
         let lines = self.levels.iter().flat_map(|level| &level.lines);
         for waiting in lines.filter_map(|line| self.waiting.get(line.line.first()?.slot)) {
-            let takes = self.cost.upper(waiting.work).unwrap_or_default();
             // One that has expired is in no hurry.
             let due = due(&waiting.entry).filter(|_| !waiting.entry.expired(now));
-            let latest = due.and_then(|deadline| deadline.checked_sub(takes));
+            let takes = self.cost.upper(waiting.work);
+            let latest = due.zip(takes).and_then(|(due, takes)| due.checked_sub(takes));
             at = latest.into_iter().fold(at, Instant::min);
         }
         if at > now { Due::At(at) } else { Due::Now }
@@ -300,11 +304,12 @@ impl<T> Batcher<T> {
         let level = self.levels.get_mut(entry.priority.level() - 1)?;
         level.work.take(work);
         let at = level.lines.iter().position(|line| line.id == entry.tenant.id)?;
+        let (clock, lines) = (level.virtual_time, level.lines.len());
         let line = level.lines.get_mut(at)?;
         line.line.remove(key);
-        // The last tenant's line stays: mostly there is only one.
-        if line.line.is_empty() && level.lines.len() > 1 {
-            let line = level.lines.swap_remove(at);
+        // The last tenant's line stays: mostly there is only one. So does one that had more than its share, until the others had.
+        if line.line.is_empty() && lines > 1 && line.virtual_time <= clock {
+            let line = TenantLine { virtual_time: 0.0, ..level.lines.swap_remove(at) };
             if self.spare.len() < MAX_SPARE {
                 self.spare.push(line);
             }

@@ -232,6 +232,39 @@ fn a_queue_that_filled_before_anyone_knew_gives_way_from_its_end() {
 }
 
 #[test]
+fn a_disturbance_that_is_over_is_forgotten_and_stays_with_its_priority() {
+    let now = Instant::now();
+    let mut batcher = learned(POLICY);
+    let of = |level| Priority::new(level).unwrap();
+    let mut waits = [(0.0, 0.0); Priority::LEVELS];
+    waits[3..].fill((40.0, 1.0));
+    batcher.learn_pace(&waits);
+    assert_eq!(batcher.paced(1.0, of(1)), 1.0);
+    assert!(batcher.paced(1.0, of(4)) > 15.0);
+    for ticket in 0..200 {
+        batcher.push(now, entry(ticket, 1, now)).unwrap();
+        let batch = batcher.take(now, false, |_| false);
+        batcher.finished(batch.id, Work { rows: 1, tokens: 0 }, Some(11 * MS));
+    }
+    assert!(batcher.paced(1.0, of(4)) < 1.1);
+}
+
+#[test]
+fn waiting_for_company_is_no_slowness() {
+    let now = Instant::now();
+    let mut batcher = learned(BatchPolicy { max_delay: 100 * MS, ..POLICY });
+    batcher.push(now, entry(1, 4, now)).unwrap();
+    let running = batcher.take(now, false, |_| false);
+    for (ticket, at) in (2..50).zip((0..).map(|n| now + MS * n * 100)) {
+        batcher.push(at, entry(ticket, 1, at)).unwrap();
+        let batch = batcher.take(at + 100 * MS, false, |_| false);
+        batcher.finished(batch.id, Work { rows: 1, tokens: 0 }, Some(11 * MS));
+    }
+    batcher.finished(running.id, Work { rows: 4, tokens: 0 }, None);
+    assert!(batcher.paced(1.0, Priority::default()) < 2.0);
+}
+
+#[test]
 fn nothing_starves_under_a_flood_of_better_priority() {
     let start = Instant::now();
     let mut batcher = Batcher::new(BatchPolicy { queue_target: Duration::ZERO, ..POLICY }, 1);
