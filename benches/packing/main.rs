@@ -185,7 +185,7 @@ async fn turn(
         rate: answered as f64 / seconds,
         batches: after.execution_count - before.execution_count,
         tokens: after.token_count - before.token_count,
-        padding: after.padding_count - before.padding_count,
+        padding: after.batch_padding.sum() - before.batch_padding.sum(),
         difference,
     })
 }

@@ -185,8 +185,6 @@ pub struct ModelStats {
     pub inference_count: u64,
     /// Tokens executed, without padding.
     pub token_count: u64,
-    /// Tokens of padding executed.
-    pub padding_count: u64,
     /// Batches run.
     pub execution_count: u64,
     /// Batches by rows. Bounded by the model's maximum batch size.
@@ -261,7 +259,6 @@ impl ModelStats {
             cache_miss,
             inference_count,
             token_count,
-            padding_count,
             execution_count,
             batches,
             close_reasons,
@@ -303,7 +300,6 @@ impl ModelStats {
         }
         self.inference_count += inference_count;
         self.token_count += token_count;
-        self.padding_count += padding_count;
         self.execution_count += execution_count;
         self.panics += panics;
         self.last_inference = self.last_inference.max(*last_inference);

@@ -246,11 +246,6 @@ impl Scheduler {
         }
     }
 
-    /// Counts a request that failed before it reached the queue.
-    pub fn count_failure(&self, error: &Error, time: Duration) {
-        self.shared.stats().add_failure(FailReason::of(error), time);
-    }
-
     /// The counters so far.
     pub fn stats(&self) -> ModelStats {
         self.shared.stats().clone()

@@ -227,7 +227,6 @@ impl Worker<'_> {
         if answered > 0 {
             stats.inference_count += answered_rows as u64;
             stats.token_count += tokens as u64;
-            stats.padding_count += padding as u64;
             stats.last_inference = Some(SystemTime::now());
         }
         stats.execution_count += 1;
