@@ -1,0 +1,7 @@
+//! The canary judge.
+
+use super::Run;
+
+pub(crate) fn find(_test: &str) -> Option<Run> {
+    None
+}
