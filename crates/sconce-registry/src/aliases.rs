@@ -4,7 +4,7 @@ use crate::audit::Change;
 use crate::changes::{change, put};
 use crate::registry::{Writer, key};
 use crate::store::Batch;
-use crate::{Alias, By, Changed, ModelRecord, Registry, RegistryError, Result, limits};
+use crate::{Alias, AliasMove, By, Changed, ModelRecord, Registry, RegistryError, Result, limits};
 use sconce_core::{ModelName, ModelVersion};
 use serde_json::json;
 
@@ -25,18 +25,30 @@ impl Registry {
         forced: bool,
         by: &By,
     ) -> Result<Changed> {
-        limits::check_alias(alias)?;
         limits::check_by(by, forced)?;
         let mut writer = self.begin()?;
         let mut record = self.model(model)?;
+        let before = record.aliases.get(alias).map(|alias| alias.version);
+        let to = AliasMove { alias: alias.to_owned(), version, expected, forced };
+        if !self.point(&mut record, &to)? {
+            return Ok(Changed { before, after: before, generation: self.generation() });
+        }
+        let mut change = change("set_alias", by, model);
+        change.forced = forced;
+        self.commit_alias(&mut writer, record, alias, change, before)
+    }
+
+    /// Makes an alias of `record` mean another version. `false`: it means that already.
+    pub(crate) fn point(&self, record: &mut ModelRecord, to: &AliasMove) -> Result<bool> {
+        let AliasMove { alias, version, expected, .. } = to;
+        let (model, version) = (&record.name, *version);
+        limits::check_alias(alias)?;
         self.check_servable(model, version)?;
         let before = record.aliases.get(alias).map(|alias| alias.version);
-        check_expected(model, alias, before, expected)?;
+        check_expected(model, alias, before, *expected)?;
         let full = record.aliases.len() >= limits::ALIASES;
         match record.aliases.get_mut(alias) {
-            Some(existing) if existing.version == version => {
-                return Ok(Changed { before, after: before, generation: self.generation() });
-            }
+            Some(existing) if existing.version == version => return Ok(false),
             Some(existing) => {
                 if existing.previous.len() >= limits::HISTORY {
                     existing.previous.remove(0);
@@ -52,15 +64,14 @@ impl Registry {
                 record.aliases.insert(alias.to_owned(), Alias { version, previous: Vec::new() });
             }
         }
-        let mut change = change("set_alias", by, model);
-        change.forced = forced;
-        self.commit_alias(&mut writer, record, alias, change, before)
+        Ok(true)
     }
 
     /// Takes an alias away, with its history. With `expected`, only if it means that version.
     ///
     /// # Errors
-    /// `NotFound`; `Aborted` when `expected` does not hold; and as [`Registry::register`].
+    /// `NotFound`; `Aborted` when `expected` does not hold; `FailedPrecondition` when a document names it; and as
+    /// [`Registry::register`].
     pub fn remove_alias(
         &self,
         model: &ModelName,
@@ -74,6 +85,8 @@ impl Registry {
         let mut record = self.model(model)?;
         let removed = record.aliases.remove(alias).ok_or_else(|| no_alias(model, alias))?;
         check_expected(model, alias, Some(removed.version), expected.map(Some))?;
+        let what = format!("alias `{alias}` cannot be removed");
+        self.check_unnamed(model, &what, |names| names.aliases.contains(alias))?;
         self.commit_alias(
             &mut writer,
             record,

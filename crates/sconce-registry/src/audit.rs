@@ -44,6 +44,9 @@ pub struct AuditBody {
     /// The alias.
     #[serde(default)]
     pub alias: Option<String>,
+    /// The kind of the document.
+    #[serde(default)]
+    pub document: Option<String>,
     /// Whether it was done although a gate was not met.
     #[serde(default)]
     pub forced: bool,
@@ -84,6 +87,7 @@ pub(crate) struct Change<'a> {
     pub(crate) model: &'a ModelName,
     pub(crate) version: Option<ModelVersion>,
     pub(crate) alias: Option<&'a str>,
+    pub(crate) document: Option<&'a str>,
     pub(crate) forced: bool,
     pub(crate) before: Option<Value>,
     pub(crate) after: Option<Value>,
@@ -112,6 +116,7 @@ impl Head {
             model: change.model.clone(),
             version: change.version,
             alias: change.alias.map(str::to_owned),
+            document: change.document.map(str::to_owned),
             forced: change.forced,
             before: change.before,
             after: change.after,
@@ -204,9 +209,8 @@ mod tests {
         let mut head = Head::start();
         let mut batch = Batch::new();
         for at_ms in 0..entries {
-            let (action, version, alias, forced) = ("test", None, None, false);
-            let (before, after) = (None, Some(Value::from(at_ms)));
-            let change = Change { action, by: &by, model: &model, version, alias, forced, before, after };
+            let mut change = crate::changes::change("test", &by, &model);
+            change.after = Some(Value::from(at_ms));
             let (next, stored) = head.append(change, at_ms, at_ms).unwrap();
             batch.insert(entry_key(next.seq), Some(stored));
             head = next;

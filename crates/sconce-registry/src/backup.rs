@@ -21,8 +21,8 @@ const KEY_BYTES: usize = 1_024;
 /// Records written with one batch when they are restored.
 const BATCH: usize = 256;
 /// What a backup holds of the catalogue, beside the audit trail.
-const RECORDS: [&[u8]; 6] =
-    [key::GENERATION, audit::HEAD, key::MODELS, key::VERSIONS, key::LABELS, key::DELETED];
+const RECORDS: [&[u8]; 7] =
+    [key::GENERATION, audit::HEAD, key::MODELS, key::VERSIONS, key::LABELS, key::DOCUMENTS, key::DELETED];
 
 /// What a backup holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -120,7 +120,7 @@ impl Registry {
     }
 
     /// Writes everything the catalogue says at one instant to `to`, as one JSON object: `format`, `generation`, `models` (each
-    /// with its `versions`) and `audit`.
+    /// with its `versions` and `documents`) and `audit`.
     ///
     /// # Errors
     /// `Internal` when something cannot be read, or `to` fails.
@@ -294,7 +294,7 @@ impl Registry {
                 separator = ",";
                 Ok(true)
             })?;
-            to.write_all(b"]}").map_err(failed)?;
+            write!(to, "],\"documents\":{}}}", json(&self.documents(&model.name)?)?).map_err(failed)?;
             after = Some(model.name);
         }
         to.write_all(b"],\"audit\":[").map_err(failed)?;

@@ -5,8 +5,8 @@ use crate::audit::{self, Change};
 use crate::registry::{Writer, decode, key};
 use crate::store::Batch;
 use crate::{
-    By, Digest, FileRecord, Garbage, Gates, Import, ModelRecord, NewVersion, Registry, RegistryError, Result,
-    VersionRecord, VersionState, limits,
+    By, Digest, FileRecord, Garbage, Gates, Import, ModelRecord, Names, NewVersion, Registry, RegistryError,
+    Result, VersionRecord, VersionState, limits,
 };
 use sconce_core::{ModelName, ModelVersion};
 use serde::Serialize;
@@ -94,13 +94,15 @@ impl Registry {
     /// Deletes a version. Its files stay until garbage is collected; its number is not given again.
     ///
     /// # Errors
-    /// `NotFound`; `FailedPrecondition` when an alias means it; and as [`Registry::register`].
+    /// `NotFound`; `FailedPrecondition` when an alias means it, or a document names it; and as [`Registry::register`].
     pub fn delete_version(&self, model: &ModelName, version: ModelVersion, by: &By) -> Result<()> {
         limits::check_by(by, false)?;
         let mut writer = self.begin()?;
         let mut record = self.model(model)?;
         let deleted = self.version(model, version)?;
         check_unaliased(&record, version, "deleted")?;
+        let what = format!("version {version} cannot be deleted");
+        self.check_unnamed(model, &what, |names| names.versions.contains(&version))?;
         for alias in record.aliases.values_mut() {
             alias.previous.retain(|previous| *previous != version);
             alias.previous.dedup();
@@ -123,10 +125,10 @@ impl Registry {
         Ok(())
     }
 
-    /// Deletes a model with all its versions. Should the name be used again, numbers go on where they ended.
+    /// Deletes a model with all its versions and documents. Should the name be used again, numbers go on where they ended.
     ///
     /// # Errors
-    /// `NotFound`; `FailedPrecondition` when it has an alias; and as [`Registry::register`].
+    /// `NotFound`; `FailedPrecondition` when it has an alias, or a document that names a version; and as [`Registry::register`].
     pub fn delete_model(&self, model: &ModelName, by: &By) -> Result<()> {
         limits::check_by(by, false)?;
         let mut writer = self.begin()?;
@@ -137,8 +139,13 @@ impl Registry {
                 target.version
             )));
         }
+        let named = |names: &Names| !names.versions.is_empty();
+        self.check_unnamed(model, "it cannot be deleted with its versions", named)?;
         let mut batch = Batch::new();
         batch.insert(key::model(model), None);
+        for document in self.documents(model)? {
+            batch.insert(key::document(model, &document.kind), None);
+        }
         put(&mut batch, key::deleted(model), &record.highest_version)?;
         let prefix = key::versions(model);
         self.catalogue.scan(&prefix, Bound::Unbounded, |stored_at, stored| {
@@ -180,17 +187,17 @@ impl Registry {
         }
     }
 
-    /// Brings a change to disk; returns the generation after it.
-    pub(crate) fn commit(
+    /// Brings a change to disk, with its audit entries; returns the generation after it.
+    pub(crate) fn commit<'a>(
         &self,
         writer: &mut Writer,
         mut batch: Batch,
-        change: Option<Change<'_>>,
+        changes: impl IntoIterator<Item = Change<'a>>,
         routes: bool,
     ) -> Result<u64> {
         let generation = self.generation() + u64::from(routes);
         let mut head = writer.head;
-        if let Some(change) = change {
+        for change in changes {
             let (next, entry) = head.append(change, now_ms(), generation)?;
             batch.insert(audit::entry_key(next.seq), Some(entry));
             put(&mut batch, audit::HEAD.to_vec(), &next)?;
@@ -236,6 +243,13 @@ impl Registry {
             gates: Gates::default(),
         };
         Ok((model, true))
+    }
+
+    pub(crate) fn check_unarchived(&self, model: &ModelName, version: ModelVersion) -> Result<()> {
+        match self.version(model, version)?.state {
+            VersionState::Archived => Err(archived(model, version)),
+            VersionState::Registered | VersionState::Failed { .. } => Ok(()),
+        }
     }
 
     pub(crate) fn check_servable(&self, model: &ModelName, version: ModelVersion) -> Result<()> {
@@ -298,8 +312,8 @@ fn summary(record: &VersionRecord) -> Value {
 }
 
 pub(crate) fn change<'a>(action: &'static str, by: &'a By, model: &'a ModelName) -> Change<'a> {
-    let (version, alias, forced, before, after) = (None, None, false, None, None);
-    Change { action, by, model, version, alias, forced, before, after }
+    let (version, alias, document, forced, before, after) = (None, None, None, false, None, None);
+    Change { action, by, model, version, alias, document, forced, before, after }
 }
 
 pub(crate) fn put(batch: &mut Batch, key: Vec<u8>, record: &impl Serialize) -> Result<()> {

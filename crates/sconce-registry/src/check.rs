@@ -2,7 +2,8 @@
 
 use crate::registry::{decode, key};
 use crate::{
-    AuditReport, Digest, FileRecord, Garbage, ModelRecord, Registry, Result, VersionRecord, audit, limits,
+    AuditReport, Digest, Document, FileRecord, Garbage, ModelRecord, Registry, Result, VersionRecord, audit,
+    limits,
 };
 use sconce_core::ModelVersion;
 use serde::Serialize;
@@ -21,6 +22,8 @@ pub struct CheckReport {
     pub versions: u64,
     /// Aliases.
     pub aliases: u64,
+    /// Documents.
+    pub documents: u64,
     /// Contents that versions have, each counted once.
     pub blobs: u64,
     /// Their bytes.
@@ -62,12 +65,14 @@ impl Registry {
     pub fn check(&self) -> Result<CheckReport> {
         let writer = self.hold_writer();
         let audit = audit::verify(&self.catalogue)?;
-        let (models, versions, aliases, blobs, bytes) = (0, 0, 0, 0, 0);
+        let (models, versions, aliases, documents, blobs, bytes) = (0, 0, 0, 0, 0, 0);
         let (garbage, problems) = (Garbage::default(), Vec::new());
-        let mut report = CheckReport { models, versions, aliases, blobs, bytes, garbage, audit, problems };
+        let mut report =
+            CheckReport { models, versions, aliases, documents, blobs, bytes, garbage, audit, problems };
         let mut models = self.read_models(&mut report)?;
         let files = self.read_versions(&mut report, &mut models)?;
         self.read_labels(&mut report, &mut models)?;
+        self.read_documents(&mut report, &models)?;
         for counted in models.into_values() {
             counted.judge(&mut report);
         }
@@ -163,6 +168,51 @@ impl Registry {
             }
             Ok(true)
         })
+    }
+}
+
+impl Registry {
+    fn read_documents(&self, report: &mut CheckReport, models: &BTreeMap<String, Counted>) -> Result<()> {
+        let mut counts = BTreeMap::<String, usize>::new();
+        self.catalogue.scan(key::DOCUMENTS, Bound::Unbounded, |at, stored| {
+            let document = match decode::<Document>("a document", &stored) {
+                Ok(document) if key::document(&document.model, &document.kind) == at => document,
+                Ok(document) => {
+                    let Document { model, kind, .. } = document;
+                    report.problem(|| format!("{}: has document `{kind}` of {model}", show(at)));
+                    return Ok(true);
+                }
+                Err(error) => {
+                    report.problem(|| format!("{}: {error}", show(at)));
+                    return Ok(true);
+                }
+            };
+            report.documents += 1;
+            let name = format!("model `{}`: document `{}`", document.model, document.kind);
+            *counts.entry(document.model.to_string()).or_default() += 1;
+            let entries = 1..=report.audit.entries;
+            if report.audit.is_intact() && !entries.contains(&document.revision) {
+                let revision = document.revision;
+                report.problem(|| format!("{name}: revision {revision} is no audit entry"));
+            }
+            let Some(counted) = models.get(document.model.as_str()) else {
+                report.problem(|| format!("{name}: its model does not exist"));
+                return Ok(true);
+            };
+            for version in document.names.versions.difference(&counted.versions) {
+                report.problem(|| format!("{name}: names version {version}: no such version"));
+            }
+            for alias in document.names.aliases {
+                if !counted.record.aliases.contains_key(&alias) {
+                    report.problem(|| format!("{name}: names alias `{alias}`: no such alias"));
+                }
+            }
+            Ok(true)
+        })?;
+        for (model, count) in counts.into_iter().filter(|(_, count)| *count > limits::DOCUMENTS) {
+            report.problem(|| format!("model `{model}`: has {count} documents, more than it may"));
+        }
+        Ok(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Changes of one record: what is said of a model or a version, and what state it is in.
 
+use crate::audit::Change;
 use crate::changes::{archived, change, check_unaliased, put};
 use crate::registry::key;
 use crate::store::Batch;
@@ -15,7 +16,7 @@ impl Registry {
     /// Keeps a version from being loaded and aliased.
     ///
     /// # Errors
-    /// `NotFound`; `FailedPrecondition` when an alias means it, or it is archived; and as [`Registry::register`].
+    /// `NotFound`; `FailedPrecondition` when an alias means it, a document names it, or it is archived; and as [`Registry::register`].
     pub fn archive(&self, model: &ModelName, version: ModelVersion, by: &By) -> Result<VersionRecord> {
         self.change_state("archive", model, version, by)
     }
@@ -122,7 +123,7 @@ impl Registry {
         }
         let mut batch = Batch::new();
         put(&mut batch, key::version(model, version), &record)?;
-        self.commit(&mut writer, batch, None, false)?;
+        self.commit(&mut writer, batch, None::<Change<'_>>, false)?;
         Ok(())
     }
 
@@ -142,6 +143,8 @@ impl Registry {
                 return Err(RegistryError::Precondition(message));
             }
             check_unaliased(&self.model(model)?, version, "archived")?;
+            let what = format!("version {version} cannot be archived");
+            self.check_unnamed(model, &what, |names| names.versions.contains(&version))?;
             let before = std::mem::replace(&mut record.state, after);
             Ok((json!(before), json!(record.state)))
         };

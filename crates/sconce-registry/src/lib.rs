@@ -1,6 +1,6 @@
 //! The registry of Sconce: the source of truth for which models exist and what should run.
 //!
-//! Below one folder lie a catalogue (models, versions, aliases, audit trail; each change on disk before it is acknowledged),
+//! Below one folder lie a catalogue (models, versions, aliases, documents, audit trail; each change on disk before it is acknowledged),
 //! the files of all versions by content, and a journal (what is written often and may age). One process at a time has it
 //! open. Everything blocks and can be called from any thread.
 //!
@@ -20,6 +20,7 @@ mod backup;
 mod changes;
 mod check;
 mod digest;
+mod documents;
 mod edits;
 mod error;
 mod folder;
@@ -38,12 +39,13 @@ pub use audit::{AuditBody, AuditEntry, AuditReport};
 pub use backup::BackupReport;
 pub use check::CheckReport;
 pub use digest::Digest;
+pub use documents::{Applied, Document, DocumentChange, Names, Together};
 pub use error::{RegistryError, Result};
 pub use gates::{Gates, NotWorse, SmokeSample, Verdict};
 pub use journal::{Journal, Ticket};
 pub use records::{
-    Alias, By, Changed, FileRecord, Lineage, ModelRecord, ModelUpdate, NewVersion, Outcome, SignatureRecord,
-    TensorRecord, VersionRecord, VersionState, VersionUpdate, Wanted,
+    Alias, AliasMove, By, Changed, FileRecord, Lineage, ModelRecord, ModelUpdate, NewVersion, Outcome,
+    SignatureRecord, TensorRecord, VersionRecord, VersionState, VersionUpdate, Wanted,
 };
 pub use registry::Registry;
 pub use topic::{Topic, TopicLimits, TopicStats};

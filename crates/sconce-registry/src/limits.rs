@@ -1,8 +1,8 @@
 //! Bounds of everything that is stored, and the checks that hold to them.
 
 use crate::{
-    By, FileRecord, Gates, Lineage, NewVersion, RegistryError, Result, SignatureRecord, TensorRecord,
-    artifacts,
+    By, DocumentChange, FileRecord, Gates, Lineage, NewVersion, RegistryError, Result, SignatureRecord,
+    TensorRecord, artifacts,
 };
 use sconce_core::{ModelVersion, abbreviate};
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,6 +45,16 @@ pub const REASON_BYTES: usize = 1_024;
 pub const SMOKE_SAMPLES: usize = 16;
 /// Bytes of a smoke sample.
 pub const SMOKE_BYTES: usize = 8 * 1024;
+/// Documents of a model.
+pub const DOCUMENTS: usize = 16;
+/// Bytes of what a document says, as JSON.
+pub const DOCUMENT_BYTES: usize = 256 * 1024;
+/// Bytes of a document's kind.
+pub const KIND_BYTES: usize = 32;
+/// Versions, and aliases, that a document names.
+pub const NAMED: usize = 64;
+/// Bytes of what a document says that the audit trail keeps; of a longer one it keeps the digest.
+pub const AUDITED_BYTES: usize = 16 * 1024;
 /// Records of one page of a list.
 pub const PAGE: usize = 1_000;
 /// Bytes of a stored record.
@@ -77,6 +87,38 @@ pub(crate) fn check_alias(alias: &str) -> Result<()> {
         "alias: expected 1 to {ALIAS_BYTES} characters of A-Z a-z 0-9 _ - starting with a letter, got {:?}",
         abbreviate(alias)
     )))
+}
+
+pub(crate) fn check_kind(kind: &str) -> Result<()> {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-');
+    let starts = kind.as_bytes().first().is_some_and(u8::is_ascii_lowercase);
+    if starts && kind.len() <= KIND_BYTES && kind.bytes().all(allowed) {
+        return Ok(());
+    }
+    Err(RegistryError::invalid(format!(
+        "document: expected 1 to {KIND_BYTES} characters of a-z 0-9 _ - starting with a letter, got {:?}",
+        abbreviate(kind)
+    )))
+}
+
+pub(crate) fn check_changes(changes: &[DocumentChange]) -> Result<()> {
+    count("documents", changes.len(), DOCUMENTS)?;
+    let mut kinds = BTreeSet::new();
+    for DocumentChange { kind, value, .. } in changes {
+        check_kind(kind)?;
+        if !kinds.insert(kind) {
+            return Err(RegistryError::invalid(format!("document `{kind}`: changed twice at once")));
+        }
+        let Some((value, names)) = value else { continue };
+        let bytes = serde_json::to_vec(value).map_err(RegistryError::damaged)?.len();
+        if bytes > DOCUMENT_BYTES {
+            let message = format!("document `{kind}`: expected up to {DOCUMENT_BYTES} bytes, got {bytes}");
+            return Err(RegistryError::invalid(message));
+        }
+        count(&format!("document `{kind}`: versions"), names.versions.len(), NAMED)?;
+        count(&format!("document `{kind}`: aliases"), names.aliases.len(), NAMED)?;
+    }
+    Ok(())
 }
 
 pub(crate) fn check_label(label: &str) -> Result<()> {

@@ -268,6 +268,19 @@ pub enum Outcome {
     },
 }
 
+/// An alias that is to move.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AliasMove {
+    /// Which.
+    pub alias: String,
+    /// What it is to mean.
+    pub version: ModelVersion,
+    /// What it means now, if that matters; `Some(None)`: it does not exist.
+    pub expected: Option<Option<ModelVersion>>,
+    /// Although a gate was not met; needs a reason.
+    pub forced: bool,
+}
+
 /// What a change of an alias did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Changed {

@@ -89,7 +89,7 @@ impl Registry {
     }
 
     /// The routing generation: one more with each change of what aliases mean, of which versions exist or are archived, and
-    /// of what should run. Whoever reads several records and finds the same generation before and after has read one state
+    /// of what should run, and of documents. Whoever reads several records and finds the same generation before and after has read one state
     /// of those.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
@@ -263,6 +263,7 @@ pub(crate) mod key {
     pub(crate) const MODELS: &[u8] = b"m/";
     pub(crate) const VERSIONS: &[u8] = b"v/";
     pub(crate) const LABELS: &[u8] = b"l/";
+    pub(crate) const DOCUMENTS: &[u8] = b"doc/";
     /// Names of deleted models, with the highest version number they ever gave.
     pub(crate) const DELETED: &[u8] = b"d/";
 
@@ -284,5 +285,13 @@ pub(crate) mod key {
 
     pub(crate) fn label(model: &ModelName, label: &str) -> Vec<u8> {
         [LABELS, model.as_str().as_bytes(), b"/", label.as_bytes()].concat()
+    }
+
+    pub(crate) fn documents(model: &ModelName) -> Vec<u8> {
+        [DOCUMENTS, model.as_str().as_bytes(), b"/"].concat()
+    }
+
+    pub(crate) fn document(model: &ModelName, kind: &str) -> Vec<u8> {
+        [&documents(model), kind.as_bytes()].concat()
     }
 }

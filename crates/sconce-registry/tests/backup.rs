@@ -10,7 +10,8 @@
 mod support;
 
 use sconce_core::ErrorCode;
-use sconce_registry::{Digest, NewVersion, Registry, Topic, Wanted};
+use sconce_registry::{Digest, DocumentChange, Names, NewVersion, Registry, Together, Topic, Wanted};
+use serde_json::json;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -29,6 +30,11 @@ fn registry(dir: &Path) -> Registry {
     register(&registry, "gone", b"other");
     registry.delete_model(&name("gone"), &by()).unwrap();
     registry.set_alias(&name("m"), "champion", number(2), None, false, &by()).unwrap();
+    let names = Names { versions: [number(2)].into(), aliases: ["champion".to_owned()].into() };
+    let value = Some((json!({ "split": [90, 10] }), names));
+    let document = DocumentChange { kind: "traffic".into(), expected: None, value };
+    let together = Together { documents: vec![document], alias: None };
+    registry.change_together(&name("m"), together, &by()).unwrap();
     registry
 }
 
@@ -44,10 +50,13 @@ fn what_was_backed_up_is_restored_to_the_last_byte() {
     let registry = registry(dir.path());
     let mut bytes = Vec::new();
     let report = registry.backup(&mut bytes).unwrap();
-    assert_eq!((report.blobs, report.audit_entries), (5, 6));
+    assert_eq!((report.blobs, report.audit_entries), (5, 7));
     let restored = dir.path().join("restored");
     let checked = Registry::restore(&restored, bytes.as_slice()).unwrap();
-    assert!(checked.is_intact() && checked.versions == 3 && checked.blobs == 5, "{checked:?}");
+    assert!(
+        checked.is_intact() && checked.versions == 3 && checked.blobs == 5 && checked.documents == 1,
+        "{checked:?}"
+    );
     assert_eq!(names(dir.path()), ["data", "restored"]);
     let again = Registry::open(&restored).unwrap();
     assert_eq!(export(&again), export(&registry));
@@ -195,6 +204,11 @@ fn a_backup_that_was_tampered_with_is_refused_and_leaves_nothing() {
         tar[1].content[place..place + 4].copy_from_slice(b"../c");
     };
     check("a file out of the folder", &path, "starts with a dot");
+    let named = |tar: &mut Vec<Entry>| {
+        let place = at(tar, 1, "\"versions\":[2]");
+        tar[1].content[place + 12] = b'9';
+    };
+    check("a document that names nothing", &named, "names version 9: no such version");
     let actor = |tar: &mut Vec<Entry>| {
         let place = at(tar, 2, "tester");
         tar[2].content[place] = b'T';
@@ -269,5 +283,10 @@ fn a_store_of_the_first_format_is_read_and_written() {
     // It can be written.
     assert_eq!(register(&registry, "fraud", b"new").version, number(5));
     assert_eq!(register(&registry, "deleted", b"new").version, number(2));
+    let value = Some((json!({ "split": [100] }), Names::default()));
+    let document = DocumentChange { kind: "traffic".into(), expected: None, value };
+    let together = Together { documents: vec![document], alias: None };
+    assert_eq!(registry.document(&name("fraud"), "traffic").unwrap(), None);
+    registry.change_together(&name("fraud"), together, &by()).unwrap();
     assert!(registry.check().unwrap().is_intact());
 }

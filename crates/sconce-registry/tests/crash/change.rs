@@ -2,23 +2,60 @@
 
 use crate::support::{by, import, name, number};
 use fastrand::Rng;
-use sconce_registry::{Digest, NewVersion, Registry, VersionState};
+use sconce_registry::{
+    AliasMove, Digest, DocumentChange, Names, NewVersion, Registry, RegistryError, Together, VersionState,
+};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt;
 
 const MODELS: [&str; 3] = ["fraud", "churn", "a.b"];
 const ALIASES: [&str; 2] = ["champion", "challenger"];
+const KINDS: [&str; 2] = ["traffic", "rollout"];
 
 /// One write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
-    Register { model: String, content: u64 },
-    SetAlias { model: String, alias: String, version: u64 },
-    RollBack { model: String, alias: String, steps: usize },
-    RemoveAlias { model: String, alias: String },
-    Archive { model: String, version: u64 },
-    Delete { model: String, version: u64 },
-    DeleteModel { model: String },
+    Register {
+        model: String,
+        content: u64,
+    },
+    SetAlias {
+        model: String,
+        alias: String,
+        version: u64,
+    },
+    RollBack {
+        model: String,
+        alias: String,
+        steps: usize,
+    },
+    RemoveAlias {
+        model: String,
+        alias: String,
+    },
+    Archive {
+        model: String,
+        version: u64,
+    },
+    Delete {
+        model: String,
+        version: u64,
+    },
+    DeleteModel {
+        model: String,
+    },
+    /// Sets a document, and moves an alias with it, maybe.
+    SetDocument {
+        model: String,
+        kind: String,
+        content: u64,
+        alias: Option<(String, u64)>,
+    },
+    RemoveDocument {
+        model: String,
+        kind: String,
+    },
     Collect,
 }
 
@@ -37,6 +74,8 @@ struct Model {
     versions: BTreeMap<u64, (bool, Vec<(String, Digest)>)>,
     /// What it means and meant.
     aliases: BTreeMap<String, (u64, Vec<u64>)>,
+    /// Its revision, and what it says.
+    documents: BTreeMap<String, (u64, Value)>,
 }
 
 /// Files of a version: sizes differ, and some contents are those of other versions.
@@ -50,6 +89,13 @@ fn files(content: u64) -> Vec<(String, Vec<u8>)> {
         (format!("part{index}/weights"), bytes)
     };
     (0..files).map(file).collect()
+}
+
+/// What a document says: some are longer than the audit trail keeps, and than one part of a record.
+fn said(content: u64) -> Value {
+    let mut random = Rng::with_seed(content);
+    let long = random.usize(..if content.is_multiple_of(5) { 30_000 } else { 300 });
+    Value::from(std::iter::repeat_with(|| random.alphanumeric()).take(long).collect::<String>())
 }
 
 impl State {
@@ -66,6 +112,9 @@ impl State {
             for (alias, meant) in record.aliases {
                 let previous = meant.previous.into_iter().map(|version| version.get()).collect();
                 model.aliases.insert(alias, (meant.version.get(), previous));
+            }
+            for document in registry.documents(&record.name).unwrap() {
+                model.documents.insert(document.kind, (document.revision, document.value));
             }
             state.models.insert(record.name.to_string(), model);
         }
@@ -94,7 +143,8 @@ impl State {
         let history = there.aliases.get(&alias).map_or(0, |(_, previous)| previous.len());
         // Most versions go again, so that a store does not get slow.
         let crowded = versions.len() > 8;
-        let choice = random.u8(0..20);
+        let kind = KINDS[random.usize(..KINDS.len())].to_owned();
+        let choice = random.u8(0..26);
         let change = match choice {
             0..=4 if !crowded => Some(register.clone()),
             0..=8 => free.map(|version| Change::SetAlias { model, alias, version }),
@@ -106,6 +156,11 @@ impl State {
             13..=16 => any_free.map(|version| Change::Delete { model, version }),
             17 => passing.map(|model| Change::DeleteModel { model: model.clone() }),
             18 => Some(Change::Collect),
+            19..=23 => {
+                let alias = free.filter(|_| random.bool()).map(|version| (alias, version));
+                Some(Change::SetDocument { model, kind, content: random.u64(..), alias })
+            }
+            24 if there.documents.contains_key(&kind) => Some(Change::RemoveDocument { model, kind }),
             _ => None,
         };
         change.filter(|change| self.is_possible(change)).unwrap_or(register)
@@ -133,6 +188,8 @@ impl State {
             | Change::RemoveAlias { model: name, .. }
             | Change::Archive { model: name, .. }
             | Change::Delete { model: name, .. }
+            | Change::SetDocument { model: name, .. }
+            | Change::RemoveDocument { model: name, .. }
             | Change::DeleteModel { model: name } => name,
         };
         let mut there = self.models.remove(name).unwrap_or_default();
@@ -142,10 +199,15 @@ impl State {
                 let files = files(*content).into_iter().map(|(path, bytes)| (path, Digest::of(&bytes)));
                 there.versions.insert(there.highest, (false, files.collect()));
             }
-            Change::SetAlias { alias, version, .. } => match there.aliases.get_mut(alias) {
-                Some((meant, previous)) => previous.push(std::mem::replace(meant, *version)),
-                None => drop(there.aliases.insert(alias.clone(), (*version, Vec::new()))),
-            },
+            Change::SetAlias { alias, version, .. } => there.point(alias, *version),
+            Change::SetDocument { kind, content, alias, .. } => {
+                if let Some((alias, version)) = alias {
+                    there.point(alias, *version);
+                    self.audited += 1;
+                }
+                there.documents.insert(kind.clone(), (self.audited, said(*content)));
+            }
+            Change::RemoveDocument { kind, .. } => drop(there.documents.remove(kind)),
             Change::RollBack { alias, steps, .. } => {
                 let (meant, previous) = there.aliases.get_mut(alias).unwrap();
                 let kept = previous.len() - steps;
@@ -168,6 +230,15 @@ impl State {
             Change::Collect => {}
         }
         self.models.insert(name.clone(), there);
+    }
+}
+
+impl Model {
+    fn point(&mut self, alias: &str, version: u64) {
+        match self.aliases.get_mut(alias) {
+            Some((meant, previous)) => previous.push(std::mem::replace(meant, version)),
+            None => drop(self.aliases.insert(alias.to_owned(), (version, Vec::new()))),
+        }
     }
 }
 
@@ -195,6 +266,17 @@ impl Change {
             }
             Self::Delete { model, version } => registry.delete_version(&name(model), number(*version), &by()),
             Self::DeleteModel { model } => registry.delete_model(&name(model), &by()),
+            Self::SetDocument { model, kind, content, alias } => {
+                let alias = alias.as_ref().map(|(alias, version)| AliasMove {
+                    alias: alias.clone(),
+                    version: number(*version),
+                    expected: None,
+                    forced: false,
+                });
+                let value = Some((said(*content), Names::default()));
+                change_document(registry, model, kind, value, alias)
+            }
+            Self::RemoveDocument { model, kind } => change_document(registry, model, kind, None, None),
             Self::Collect => registry.collect_garbage(false).map(drop),
         }
         .unwrap_or_else(|error| panic!("{self:?}: {error}"));
@@ -216,10 +298,36 @@ impl Change {
             ["archive", model, version] => Self::Archive { model: model.into(), version: number(version) },
             ["delete", model, version] => Self::Delete { model: model.into(), version: number(version) },
             ["delete-model", model] => Self::DeleteModel { model: model.into() },
+            ["document", model, kind, content, ref alias @ ..] => Self::SetDocument {
+                model: model.into(),
+                kind: kind.into(),
+                content: number(content),
+                alias: match alias {
+                    [alias, version] => Some(((*alias).into(), number(version))),
+                    _ => None,
+                },
+            },
+            ["remove-document", model, kind] => {
+                Self::RemoveDocument { model: model.into(), kind: kind.into() }
+            }
             ["collect"] => Self::Collect,
             _ => panic!("no change: {text}"),
         }
     }
+}
+
+fn change_document(
+    registry: &Registry,
+    model: &str,
+    kind: &str,
+    value: Option<(Value, Names)>,
+    alias: Option<AliasMove>,
+) -> Result<(), RegistryError> {
+    let model = name(model);
+    let expected = registry.document(&model, kind)?.map(|document| document.revision);
+    let document = DocumentChange { kind: kind.to_owned(), expected, value };
+    let together = Together { documents: vec![document], alias };
+    registry.change_together(&model, together, &by()).map(drop)
 }
 
 impl fmt::Display for Change {
@@ -232,6 +340,11 @@ impl fmt::Display for Change {
             Self::Archive { model, version } => write!(f, "archive {model} {version}"),
             Self::Delete { model, version } => write!(f, "delete {model} {version}"),
             Self::DeleteModel { model } => write!(f, "delete-model {model}"),
+            Self::SetDocument { model, kind, content, alias } => {
+                write!(f, "document {model} {kind} {content}")?;
+                alias.as_ref().map_or(Ok(()), |(alias, version)| write!(f, " {alias} {version}"))
+            }
+            Self::RemoveDocument { model, kind } => write!(f, "remove-document {model} {kind}"),
             Self::Collect => f.write_str("collect"),
         }
     }
