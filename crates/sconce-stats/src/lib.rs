@@ -4,8 +4,27 @@
 //! checked, wrong input is a [`StatsError`], and work is bounded by the size of the input. The golden vectors in
 //! `tests/golden/` of the repository hold the results against reference implementations.
 
-#[allow(dead_code, reason = "the first statistics are still to come")]
+pub mod canary;
+pub mod correction;
 mod error;
+pub mod experiment;
+mod interval;
+pub mod proportion;
+pub mod sequential;
 pub mod special;
+mod trials;
 
 pub use error::{Result, StatsError};
+pub use interval::Interval;
+pub use trials::Trials;
+
+use serde::{Deserialize, Serialize};
+
+/// A test statistic and how likely one at least as extreme is under the null hypothesis.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TestResult {
+    /// The statistic.
+    pub statistic: f64,
+    /// The p-value, from 0 to 1.
+    pub p_value: f64,
+}

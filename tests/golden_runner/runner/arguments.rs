@@ -110,6 +110,16 @@ pub(crate) fn number(value: f64) -> Value {
     }
 }
 
+/// Numbers as the files have them.
+pub(crate) fn numbers(values: impl IntoIterator<Item = f64>) -> Value {
+    Value::Array(values.into_iter().map(number).collect())
+}
+
+/// Two numbers, such as the ends of an interval.
+pub(crate) fn pair(first: f64, second: f64) -> Value {
+    numbers([first, second])
+}
+
 /// The number that a value of a file stands for.
 pub(crate) fn to_number(value: &Value) -> Option<f64> {
     match value {
@@ -144,7 +154,8 @@ fn as_number(name: &str, value: &Value) -> Result<f64, Fault> {
 /// The largest count that a float holds exactly.
 const LARGEST_COUNT: f64 = 9_007_199_254_740_992.0;
 
-fn as_count(name: &str, value: &Value) -> Result<u64, Fault> {
+/// The count that a value of a file stands for.
+pub(crate) fn as_count(name: &str, value: &Value) -> Result<u64, Fault> {
     let number = as_number(name, value)?;
     if number.fract() != 0.0 || !(0.0..=LARGEST_COUNT).contains(&number) {
         return Err(unexpected(name, "a count", value));
