@@ -11,6 +11,7 @@ pub mod experiment;
 mod interval;
 pub mod proportion;
 pub mod sequential;
+pub mod sketch;
 pub mod special;
 mod trials;
 
