@@ -264,6 +264,7 @@ mod tests {
             "sconce_build_info{version=\"9\"} 1",
             "sconce_rows_total{model=\"we\\\"ird\",version=\"1\"} 7",
             "sconce_predictions_total{model=\"we\\\"ird\",version=\"1\",status=\"rejected\"} 1",
+            "sconce_predictions_total{model=\"we\\\"ird\",version=\"1\",status=\"failed\"} 0",
             "sconce_request_duration_seconds_bucket{le=\"0.005\",model=\"we\\\"ird\",version=\"1\"} 1",
             "sconce_batch_rows_bucket{le=\"256.0\",model=\"we\\\"ird\",version=\"1\"} 0",
             "sconce_batch_rows_bucket{le=\"+Inf\",model=\"we\\\"ird\",version=\"1\"} 1",

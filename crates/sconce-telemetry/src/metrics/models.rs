@@ -53,7 +53,8 @@ impl Scrape {
             let labels = Labels { model, extra: Some(("status", "ok")) };
             let count = model.stats.success.count;
             predictions.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
-            for (reason, total) in &model.stats.fail {
+            // All of them, from zero on: of a counter that comes with its first event no rate sees that event.
+            for reason in FailReason::ALL {
                 let status = match reason {
                     FailReason::Rejected => "rejected",
                     FailReason::Canceled => "canceled",
@@ -61,9 +62,8 @@ impl Scrape {
                     FailReason::Other => "invalid",
                 };
                 let labels = Labels { model, extra: Some(("status", status)) };
-                predictions
-                    .encode_family(&labels)?
-                    .encode_counter::<NoLabelSet, _, u64>(&total.count, None)?;
+                let count = model.stats.fail.get(&reason).map_or(0, |total| total.count);
+                predictions.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
             }
         }
         self.encode_info(encoder)?;
