@@ -4,16 +4,21 @@
 //! checked, wrong input is a [`StatsError`], and work is bounded by the size of the input. The golden vectors in
 //! `tests/golden/` of the repository hold the results against reference implementations.
 
+pub mod bins;
 pub mod canary;
 pub mod correction;
+pub mod counts;
+pub mod distance;
 mod error;
 pub mod experiment;
 mod interval;
+mod linalg;
 pub mod proportion;
 pub mod sequential;
 pub mod sketch;
 pub mod special;
 mod trials;
+pub mod two_sample;
 
 pub use error::{Result, StatsError};
 pub use interval::Interval;

@@ -13,7 +13,6 @@ mod experiment;
 mod materialise;
 mod performance;
 mod sequential;
-#[allow(dead_code, reason = "listed below once the finite-n Kolmogorov distribution is there")]
 mod special;
 mod streams;
 mod two_sample;
@@ -36,6 +35,7 @@ pub(crate) fn find(test: &str) -> Option<Run> {
         experiment::find,
         performance::find,
         sequential::find,
+        special::find,
         streams::find,
         two_sample::find,
     ];

@@ -31,6 +31,8 @@ fn special_functions(arguments: &Arguments<'_>) -> Result<Value, Fault> {
         Ok(json!({ "sf": two("t", "df", special::student_t_sf)? }))
     } else if has("x") && has("df") {
         Ok(json!({ "sf": two("x", "df", special::chi_square_sf)? }))
+    } else if has("n") && has("d") {
+        Ok(json!({ "sf": two("n", "d", special::kolmogorov_finite_sf)? }))
     } else if has("p") && has("df") {
         Ok(json!({ "ppf": two("p", "df", special::student_t_quantile)? }))
     } else if has("p") {

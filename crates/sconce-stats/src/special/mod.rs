@@ -5,15 +5,19 @@
 //! computed as such and never as `1 - cdf`. Where statrs is accurate to the last digits it is used; its error function, its
 //! incomplete beta function and its inverse are not, or may not end, so those are made here.
 
+mod bessel;
 mod beta;
 mod gamma;
+mod hypergeometric;
 mod kolmogorov;
 mod normal;
 mod student;
 
+pub use bessel::scaled_bessel_k;
 pub use beta::{beta_cdf, beta_quantile, beta_sf, ln_beta};
 pub use gamma::{chi_square_cdf, chi_square_sf, gamma_p, gamma_q, ln_gamma};
-pub use kolmogorov::kolmogorov_sf;
+pub use hypergeometric::hypergeometric_ln_pmf;
+pub use kolmogorov::{kolmogorov_finite_sf, kolmogorov_sf};
 pub use normal::{normal_cdf, normal_pdf, normal_quantile, normal_sf, normal_upper_quantile};
 pub use student::{noncentral_t_sf, student_t_quantile, student_t_sf};
 

@@ -1,0 +1,14 @@
+//! Distances between two distributions: of samples, of shares, of rows.
+
+mod divergence;
+mod kernel;
+mod psi;
+mod transport;
+
+pub use divergence::{hellinger, jensen_shannon, kullback_leibler, largest_difference, total_variation};
+pub use kernel::{
+    LinearTimeMmd, least_squares_density_difference, median_bandwidth, mmd_biased, mmd_linear_time,
+    mmd_unbiased,
+};
+pub use psi::{Psi, population_stability};
+pub use transport::{Weighted, energy, wasserstein};
