@@ -17,6 +17,7 @@ pub mod proportion;
 pub mod sequential;
 pub mod sketch;
 pub mod special;
+pub mod stream;
 mod trials;
 pub mod two_sample;
 

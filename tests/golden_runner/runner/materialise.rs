@@ -5,8 +5,8 @@ use serde_json::{Map, Value};
 /// More values than this in one case are taken for a mistake in the file.
 const MAX_VALUES: u64 = 5_000_000;
 
-/// Expands what `input` describes: `{"gen": …}` and `{"repeat": [[value, times], …]}` become lists, and so does a
-/// `stream`, whose segments are joined.
+/// Expands what `input` describes: `{"gen": …}` and `{"repeat": [[value, times], …]}` become lists, and so does what is named
+/// as a stream, whose segments are joined.
 pub(crate) fn materialise(input: &Value) -> Result<Value, String> {
     let mut left = MAX_VALUES;
     expand(input, &mut left)
@@ -23,7 +23,8 @@ fn expand(value: &Value, left: &mut u64) -> Result<Value, String> {
         Value::Object(fields) => {
             let mut expanded = Map::new();
             for (name, field) in fields {
-                let field = if name == "stream" { join(field, left)? } else { expand(field, left)? };
+                let field =
+                    if name.starts_with("stream") { join(field, left)? } else { expand(field, left)? };
                 expanded.insert(name.clone(), field);
             }
             Ok(Value::Object(expanded))
