@@ -6,6 +6,7 @@
 
 pub mod bins;
 pub mod canary;
+pub mod compat;
 pub mod correction;
 pub mod counts;
 pub mod distance;
