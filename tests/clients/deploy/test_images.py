@@ -33,3 +33,10 @@ def test_what_compose_mounts_and_names_is_there():
     asked = (DEPLOY / "otel-collector.yaml").read_text() + (DEPLOY / "prometheus" / "prometheus.yml").read_text()
     for name in ("jaeger:4317", "sconce:8000", "alertmanager:9093"):
         assert name in asked and name.split(":")[0] in services
+
+
+def test_the_collector_uses_what_it_defines():
+    config = yaml.safe_load((DEPLOY / "otel-collector.yaml").read_text())
+    for name, pipeline in config["service"]["pipelines"].items():
+        for kind in ("receivers", "processors", "exporters"):
+            assert set(pipeline[kind]) == config[kind].keys(), f"{name}: {kind}"
