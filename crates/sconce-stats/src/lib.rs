@@ -14,11 +14,13 @@ mod error;
 pub mod experiment;
 mod interval;
 mod linalg;
+pub mod performance;
 pub mod proportion;
 pub mod sequential;
 pub mod sketch;
 pub mod special;
 pub mod stream;
+pub mod summary;
 mod trials;
 pub mod two_sample;
 

@@ -1,11 +1,12 @@
 //! Detectors over streams, and charts.
 
 use super::Run;
-use super::arguments::{Arguments, Fault, number, unexpected};
+use super::arguments::{Arguments, Fault, number, pair, unexpected};
 use sconce_stats::stream::{
-    Adwin, AdwinConfig, BayesianOnline, Ddm, DriftingSum, Ecdd, Eddm, Fhddm, HddmA, HddmW, PageHinkley,
-    PageHinkleyConfig, Rddm, Signal, Stepd, Sums,
+    Adwin, AdwinConfig, BayesianOnline, CusumChart, Ddm, DriftingSum, Ecdd, Eddm, EwmaChart, Fhddm, HddmA,
+    HddmW, Kswin, KswinConfig, PageHinkley, PageHinkleyConfig, Rddm, Signal, Stepd, Sums,
 };
+use sconce_stats::summary::Summary;
 use serde_json::{Value, json};
 
 pub(crate) fn find(test: &str) -> Option<Run> {
@@ -17,7 +18,9 @@ pub(crate) fn find(test: &str) -> Option<Run> {
         "river_fhddm" => fhddm,
         "river_hddm_a" => hddm_a,
         "river_hddm_w" => hddm_w,
+        "river_kswin_deterministic" => kswin,
         "river_page_hinkley" => page_hinkley,
+        "spc_charts" => charts,
         _ => return None,
     };
     Some(run)
@@ -72,6 +75,53 @@ fn page_hinkley(arguments: &Arguments<'_>) -> Result<Value, Fault> {
         Ok(Signal { drift: detector.update(value)?, warning: false })
     })?;
     Ok(json!({ "drift_at": trace.drift_at }))
+}
+
+fn kswin(arguments: &Arguments<'_>) -> Result<Value, Fault> {
+    let mut detector = Kswin::new(KswinConfig {
+        alpha: arguments.number("alpha")?,
+        window: arguments.count("window_size")? as usize,
+        recent: arguments.count("stat_size")? as usize,
+        seed: 1,
+    })?;
+    let trace = trace(arguments.numbers("stream")?, |value| {
+        Ok(Signal { drift: detector.update(value)?, warning: false })
+    })?;
+    Ok(json!({ "drift_at": trace.drift_at }))
+}
+
+fn charts(arguments: &Arguments<'_>) -> Result<Value, Fault> {
+    let (mean, deviation) = (arguments.number("mu0")?, arguments.number("sigma0")?);
+    let mut ewma = EwmaChart::new(mean, deviation, arguments.number("lam")?, arguments.number("L")?)?;
+    let mut cusum = CusumChart::new(mean, deviation, arguments.number("k")?, arguments.number("h")?)?;
+    let values = arguments.numbers("x")?;
+    let (mut averages, mut ewma_alarms) = (Vec::new(), Vec::new());
+    let (mut above, mut below, mut cusum_alarms) = (Vec::new(), Vec::new(), Vec::new());
+    for &value in &values {
+        let point = ewma.update(value)?;
+        averages.push(number(point.average));
+        ewma_alarms.push(point.alarm);
+        let point = cusum.update(value)?;
+        above.push(number(point.above));
+        below.push(number(point.below));
+        cusum_alarms.push(point.alarm);
+    }
+    let summary = Summary::of(&values)?;
+    let fences = summary.fences();
+    Ok(json!({
+        "ewma": averages,
+        "ewma_alarm": ewma_alarms,
+        "cusum_pos": above,
+        "cusum_neg": below,
+        "cusum_alarm": cusum_alarms,
+        "median": number(summary.median),
+        "mad_scaled": number(summary.scaled_mad),
+        "iqr_fences": pair(fences.low, fences.high),
+        "mean": number(summary.mean),
+        "std_ddof1": number(summary.deviation),
+        "skew": number(summary.skewness),
+        "kurtosis_excess": number(summary.excess_kurtosis),
+    }))
 }
 
 fn ddm(arguments: &Arguments<'_>) -> Result<Value, Fault> {

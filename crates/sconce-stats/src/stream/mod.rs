@@ -9,6 +9,7 @@ mod bayesian;
 mod charts;
 mod error_rate;
 mod hoeffding;
+mod kswin;
 mod sums;
 
 pub use adwin::{Adwin, AdwinConfig};
@@ -16,6 +17,7 @@ pub use bayesian::BayesianOnline;
 pub use charts::{CusumChart, CusumPoint, EwmaChart, EwmaPoint};
 pub use error_rate::{Ddm, Ecdd, Eddm, Rddm, Stepd};
 pub use hoeffding::{Fhddm, HddmA, HddmW};
+pub use kswin::{Kswin, KswinConfig};
 pub use sums::{DriftingSum, PageHinkley, PageHinkleyConfig, Sums};
 
 use serde::{Deserialize, Serialize};
