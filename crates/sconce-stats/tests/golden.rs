@@ -40,7 +40,7 @@ fn no_mutation_of_an_input_panics() {
         let mut random = Rng::with_seed(name.bytes().map(u64::from).sum());
         for case in file["cases"].as_array().unwrap() {
             for _ in 0..MUTATIONS {
-                let mut arguments = json!([case["input"], case.get("params").unwrap_or(&json!({}))]);
+                let mut arguments = json!([case["input"], runner::parameters(case)]);
                 for _ in 0..random.usize(1..=3) {
                     // The input matters most.
                     let part = usize::from(random.u8(0..6) == 0);

@@ -19,7 +19,7 @@ mod two_sample;
 
 use arguments::{Arguments, Fault};
 use compare::{Tolerance, compare};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -119,12 +119,18 @@ pub(crate) fn compute(run: Run, input: &Value, params: &Value) -> Result<Value, 
     }
 }
 
+/// The parameters of a case; its id is one, as some files say with it what is to be computed.
+pub(crate) fn parameters(case: &Value) -> Value {
+    let mut parameters = case.get("params").and_then(Value::as_object).cloned().unwrap_or_default();
+    parameters.insert("id".to_owned(), case["id"].clone());
+    Value::Object(parameters)
+}
+
 fn check_case(run: Run, case: &Value, tolerance: &Tolerance) -> Result<(), String> {
     let (Some(input), Some(expected)) = (case.get("input"), case.get("expect")) else {
         return Err("expected `input` and `expect`".to_owned());
     };
-    let empty = Value::Object(Map::new());
-    let actual = compute(run, input, case.get("params").unwrap_or(&empty))?;
+    let actual = compute(run, input, &parameters(case))?;
     compare(expected, &actual, tolerance)
 }
 

@@ -3,4 +3,9 @@
 //!
 //! Each file copies one library's rules, its defects included, and says which these are; nothing else in the crate does.
 
+pub mod alibi;
+pub mod deepchecks;
 pub mod evidently;
+pub mod frouros;
+pub mod nannyml;
+pub mod whylogs;
