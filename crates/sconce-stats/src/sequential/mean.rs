@@ -66,6 +66,23 @@ impl AsymptoticMean {
         Ok(())
     }
 
+    /// Takes all that `other` took, as if it had come after.
+    ///
+    /// # Errors
+    /// Another `rho`.
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        in_range("rho", other.rho, other.rho == self.rho, "the same")?;
+        if other.count == 0 {
+            return Ok(());
+        }
+        let (n, m) = (self.count as f64, other.count as f64);
+        let off = other.mean - self.mean;
+        self.mean += off * m / (n + m);
+        self.squares += other.squares + off * off * n * m / (n + m);
+        self.count += other.count;
+        Ok(())
+    }
+
     /// The interval of level `1 - alpha`.
     ///
     /// # Errors
