@@ -61,7 +61,8 @@ impl Tolerance {
     }
 }
 
-/// Says where `actual` differs from `expected`, if it does. An expected error wants an error, whatever its words.
+/// Says where `actual` differs from `expected`, if it does. An expected error wants an error, whatever its words; where a result
+/// offers several values as `any_of`, because the reference leaves its choice open, one must match.
 pub(crate) fn compare(expected: &Value, actual: &Value, tolerance: &Tolerance) -> Result<(), String> {
     let mut differences = Vec::new();
     walk(expected, actual, tolerance, &mut Vec::new(), &mut differences);
@@ -86,6 +87,12 @@ fn walk(
         differences.push(format!("{place}: expected {expected}, got {actual}"));
     };
     match (expected, actual) {
+        (_, Value::Object(offer)) if offer.contains_key("any_of") && !expected.is_object() => {
+            let values = offer["any_of"].as_array().map_or(&[][..], Vec::as_slice);
+            if !values.iter().any(|value| compare_at(expected, value, tolerance, path)) {
+                differ(path, &expected.to_string(), &format!("none such among {} values", values.len()));
+            }
+        }
         (Value::Object(fields), _) if fields.contains_key("error") => {
             if actual.get("error").is_none() {
                 differ(path, "an error", &actual.to_string());
@@ -127,6 +134,13 @@ fn walk(
             _ => differ(path, &expected.to_string(), &actual.to_string()),
         },
     }
+}
+
+/// Whether a value matches at a place.
+fn compare_at(expected: &Value, actual: &Value, tolerance: &Tolerance, path: &[String]) -> bool {
+    let mut differences = Vec::new();
+    walk(expected, actual, tolerance, &mut path.to_vec(), &mut differences);
+    differences.is_empty()
 }
 
 fn close(expected: f64, actual: f64, within: Closeness) -> bool {

@@ -10,13 +10,10 @@ use sconce_stats::performance::{
 };
 use serde_json::{Map, Value, json};
 
-/// The reference's sampling error of ROC AUC depends on the order that its sort leaves tied scores in.
-const TIES_ARE_SETTLED: bool = false;
-
 pub(crate) fn find(test: &str) -> Option<Run> {
     let run: Run = match test {
         "isotonic" => isotonic,
-        "nannyml_calibrated_cbpe" if TIES_ARE_SETTLED => calibrated_estimates,
+        "nannyml_calibrated_cbpe" => calibrated_estimates,
         "nannyml_cbpe" => estimates,
         "nannyml_ece" => calibration_by_quantiles,
         "nannyml_pca_reconstruction" => reconstruction,
@@ -256,6 +253,7 @@ fn calibrated_estimates(arguments: &Arguments<'_>) -> Result<Value, Fault> {
     let truth: Vec<f64> = labels.iter().map(|label| f64::from(u8::from(*label))).collect();
     let calibrator = if helps { Some(Isotonic::fit(&scores, &truth)?) } else { None };
     let sampling = BinarySamplingError::fit(&labels, &scores)?;
+    let orders = orders_of_ties(&labels, &scores)?;
 
     let mut realised = [const { Vec::new() }; 6];
     for (labels, scores) in labels.chunks(size).zip(scores.chunks(size)) {
@@ -276,7 +274,8 @@ fn calibrated_estimates(arguments: &Arguments<'_>) -> Result<Value, Fault> {
         let calibrate = |score: &f64| calibrator.as_ref().map_or(*score, |fit| fit.predict(*score));
         let probabilities: Vec<f64> = scores.iter().map(calibrate).collect();
         let result = estimate_performance(&probabilities, scores, DECISION_THRESHOLD)?;
-        let errors = by_metric(&sampling.of_chunk(scores.len() as u64)?);
+        let size_here = scores.len() as u64;
+        let errors = by_metric(&sampling.of_chunk(size_here)?);
         let (precision, recall) = (result.precision(), result.recall());
         let values =
             [result.roc_auc, result.f1(), precision, recall, result.specificity(), result.accuracy()];
@@ -285,7 +284,11 @@ fn calibrated_estimates(arguments: &Arguments<'_>) -> Result<Value, Fault> {
         {
             names[metric] = name;
             estimated[metric].0.push(number(value));
-            estimated[metric].1.push(number(error));
+            estimated[metric].1.push(if metric == 0 && orders.len() > 1 {
+                any_order(&orders, size_here)?
+            } else {
+                number(error)
+            });
             estimated[metric].2.push(limits.alert(value));
         }
     }
@@ -304,6 +307,51 @@ fn calibrated_estimates(arguments: &Arguments<'_>) -> Result<Value, Fault> {
         results.insert((*name).to_owned(), metric);
     }
     Ok(Value::Object(results))
+}
+
+/// Tied scores are told apart by the reference's sort, which is not stable and has another order on every kind of processor; its sampling
+/// error of ROC AUC follows that order. So all orders that the labels of ties may come in are fitted: the file's value must be exactly
+/// that of one of them.
+fn orders_of_ties(labels: &[bool], scores: &[f64]) -> Result<Vec<BinarySamplingError>, Fault> {
+    /// With more the file says nothing any more.
+    const MOST_ORDERS: usize = 1 << 14;
+    let mut rows: Vec<(f64, bool)> = scores.iter().copied().zip(labels.iter().copied()).collect();
+    rows.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    let mut orders: Vec<Vec<bool>> = vec![Vec::with_capacity(rows.len())];
+    for tied in rows.chunk_by(|a, b| a.0 == b.0) {
+        let positives = tied.iter().filter(|row| row.1).count();
+        let arrangements = arrangements(tied.len(), positives);
+        if arrangements.len().saturating_mul(orders.len()) > MOST_ORDERS {
+            return Ok(Vec::new());
+        }
+        orders = orders
+            .iter()
+            .flat_map(|order| arrangements.iter().map(|arrangement| [order.as_slice(), arrangement].concat()))
+            .collect();
+    }
+    // Only the order counts for this metric, so ranks stand in for scores.
+    let ranks: Vec<f64> = (0..rows.len()).map(|rank| rank as f64 / rows.len() as f64).collect();
+    orders.iter().map(|labels| Ok(BinarySamplingError::fit(labels, &ranks)?)).collect()
+}
+
+/// All ways to lay out so many labels, of which so many are positive; none if there are too many ways.
+fn arrangements(size: usize, positives: usize) -> Vec<Vec<bool>> {
+    if positives == 0 || positives == size {
+        return vec![vec![positives > 0; size]];
+    }
+    if size > 12 {
+        return Vec::new();
+    }
+    let patterns = (0_u32..1 << size).filter(|pattern| pattern.count_ones() as usize == positives);
+    patterns.map(|pattern| (0..size).map(|at| pattern >> at & 1 == 1).collect()).collect()
+}
+
+fn any_order(orders: &[BinarySamplingError], predictions: u64) -> Result<Value, Fault> {
+    let mut errors = Vec::new();
+    for order in orders {
+        errors.push(number(order.of_chunk(predictions)?.roc_auc));
+    }
+    Ok(json!({ "any_of": errors }))
 }
 
 /// Zeros and ones.

@@ -88,22 +88,26 @@ impl BinarySamplingError {
     }
 }
 
-/// Of the rarer class: the spread of the share of the other that each of its members outranks.
+/// Of the rarer class: the spread of the share of the other that each of its members outranks, ties counted half.
 fn auc_component(labels: &[bool], scores: &[f64]) -> Component {
     let positives = labels.iter().filter(|label| **label).count();
     let flip = 2 * positives > labels.len();
-    let mut pairs: Vec<(f64, bool)> = labels
-        .iter()
-        .zip(scores)
-        .map(|(&label, &score)| if flip { (1.0 - score, !label) } else { (score, label) })
-        .collect();
-    pairs.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let turned = |(&label, &score): (&bool, &f64)| if flip { (1.0 - score, !label) } else { (score, label) };
+    let mut pairs: Vec<(f64, bool)> = labels.iter().zip(scores).map(turned).collect();
+    pairs.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
     let rare = pairs.iter().filter(|pair| pair.1).count() as f64;
     let others = labels.len() as f64 - rare;
-    // The reference implementation counts from the rank of 0, which it leaves out.
-    let ranks = pairs.iter().enumerate().skip(1).filter(|(_, pair)| pair.1).map(|(rank, _)| rank);
-    let outranked: Vec<f64> =
-        ranks.enumerate().map(|(before, rank)| (rank - before) as f64 / others).collect();
+    let (mut below, mut outranked) = (0.0, Vec::new());
+    for tied in pairs.chunk_by(|a, b| a.0 == b.0) {
+        let members = tied.iter().filter(|pair| pair.1).count();
+        let beside = (tied.len() - members) as f64;
+        outranked.extend(std::iter::repeat_n((below + 0.5 * beside) / others, members));
+        below += beside;
+    }
+    // The reference implementation leaves the very lowest out.
+    if pairs.first().is_some_and(|lowest| lowest.1) {
+        outranked.remove(0);
+    }
     let n = outranked.len() as f64;
     let mean = outranked.iter().sum::<f64>() / n;
     let variance = outranked.iter().map(|share| (share - mean) * (share - mean)).sum::<f64>() / n;
