@@ -10,6 +10,7 @@ pub mod compat;
 pub mod correction;
 pub mod counts;
 pub mod distance;
+pub mod domain;
 mod error;
 pub mod experiment;
 mod interval;

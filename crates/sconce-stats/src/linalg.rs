@@ -26,6 +26,10 @@ impl Matrix {
         &self.values[row * self.columns..(row + 1) * self.columns]
     }
 
+    pub(crate) fn row_mut(&mut self, row: usize) -> &mut [f64] {
+        &mut self.values[row * self.columns..(row + 1) * self.columns]
+    }
+
     fn swap_rows(&mut self, a: usize, b: usize) {
         for column in 0..self.columns {
             self.values.swap(a * self.columns + column, b * self.columns + column);

@@ -164,7 +164,7 @@ fn nannyml_univariate(case: &Arguments<'_>) -> Result<Value, Fault> {
                 _ => return Err(unknown()),
             };
             let fitted = Numerical::fit(method, &reference, fifth(reference.len()))?;
-            (fitted.drift(&current)?, Some(fitted.upper_threshold()))
+            (fitted.drift(&current)?, fitted.upper_threshold())
         }
         (Values::Categories(reference), Values::Categories(current)) => {
             let method = match method {

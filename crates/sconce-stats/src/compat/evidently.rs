@@ -9,7 +9,7 @@
 use crate::TestResult;
 use crate::bins::{BinRule, bin_edges, counts};
 use crate::counts::{Divergence, fisher_exact, goodness_of_fit};
-use crate::distance;
+use crate::distance::{self, Metric, centroid_distance};
 use crate::error::{Result, StatsError, at_least, finite};
 use crate::special::normal_cdf;
 use crate::two_sample::{
@@ -373,30 +373,14 @@ pub fn embedding_drift(
             let bandwidth = median_distance(reference, current)? * 0.5_f64.sqrt();
             distance::mmd_unbiased(reference, current, bandwidth)?
         }
-        _ => {
-            let mean = |sample: &[Vec<f64>], at| column(sample, at).iter().sum::<f64>() / sample.len() as f64;
-            let means: Vec<(f64, f64)> = columns.map(|at| (mean(reference, at), mean(current, at))).collect();
-            between_means(method, &means)
-        }
+        EmbeddingMethod::Euclidean => centroid_distance(Metric::Euclidean, reference, current)?,
+        EmbeddingMethod::Cosine => centroid_distance(Metric::Cosine, reference, current)?,
+        EmbeddingMethod::CityBlock => centroid_distance(Metric::CityBlock, reference, current)?,
+        EmbeddingMethod::Chebyshev => centroid_distance(Metric::Chebyshev, reference, current)?,
     };
     let threshold = if method == EmbeddingMethod::Mmd { 0.015 } else { 0.2 };
     let shown = if method == EmbeddingMethod::Mmd { score.max(0.0) } else { score };
     Ok(Score { score: shown, drifted: score > threshold })
-}
-
-fn between_means(method: EmbeddingMethod, means: &[(f64, f64)]) -> f64 {
-    let differences = means.iter().map(|(a, b)| (a - b).abs());
-    match method {
-        EmbeddingMethod::CityBlock => differences.sum(),
-        EmbeddingMethod::Chebyshev => differences.fold(0.0, f64::max),
-        EmbeddingMethod::Cosine => {
-            let product: f64 = means.iter().map(|(a, b)| a * b).sum();
-            let (a, b) =
-                means.iter().fold((0.0, 0.0), |(sum_a, sum_b), (a, b)| (sum_a + a * a, sum_b + b * b));
-            1.0 - product / (a * b).sqrt()
-        }
-        _ => differences.map(|difference| difference * difference).sum::<f64>().sqrt(),
-    }
 }
 
 /// The median distance of a row of the reference from one of the current window.

@@ -9,6 +9,7 @@ use crate::bins::{BinRule, bin_edges, counts, equal_edges};
 use crate::counts::{Divergence, contingency};
 use crate::distance;
 use crate::error::{Result, StatsError, at_least, finite};
+use crate::performance::{Thresholds, deviation_thresholds};
 use crate::two_sample::{Alternative, Method, kolmogorov_smirnov};
 use std::collections::BTreeMap;
 
@@ -20,6 +21,9 @@ const BINS: usize = 10_000;
 const DEVIATIONS: f64 = 3.0;
 /// Chi-square alerts below this p-value.
 const LEVEL: f64 = 0.05;
+
+/// No threshold yet, or for chi-square ever.
+const NONE: Thresholds = Thresholds { lower: None, upper: None };
 
 /// How a numerical column is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +67,7 @@ pub struct Drift {
 pub struct Numerical {
     method: NumericalMethod,
     fitted: Fitted,
-    upper_threshold: f64,
+    thresholds: Thresholds,
 }
 
 #[derive(Debug, Clone)]
@@ -99,17 +103,17 @@ impl Numerical {
             }
             None => Fitted::Values(values),
         };
-        let mut fitted = Self { method, fitted, upper_threshold: f64::NAN };
+        let mut fitted = Self { method, fitted, thresholds: NONE };
         let of_chunks: Vec<f64> =
             reference.chunks(chunk_size).map(|chunk| fitted.value(chunk)).collect::<Result<_>>()?;
         let most = if method == NumericalMethod::KolmogorovSmirnov { 1.0 } else { f64::INFINITY };
-        fitted.upper_threshold = upper_threshold(&of_chunks).min(most);
+        fitted.thresholds = deviation_thresholds(&of_chunks, None, Some(DEVIATIONS))?.within(0.0, most);
         Ok(fitted)
     }
 
     /// Above this, a chunk has drifted.
-    pub fn upper_threshold(&self) -> f64 {
-        self.upper_threshold
+    pub fn upper_threshold(&self) -> Option<f64> {
+        self.thresholds.upper
     }
 
     /// Compares a chunk with the reference; NaN is a missing value.
@@ -119,7 +123,7 @@ impl Numerical {
     /// Infinite values.
     pub fn drift(&self, chunk: &[f64]) -> Result<Drift> {
         let value = self.value(chunk)?;
-        Ok(Drift { value, p_value: None, alert: value > self.upper_threshold })
+        Ok(Drift { value, p_value: None, alert: self.thresholds.alert(value) })
     }
 
     fn value(&self, chunk: &[f64]) -> Result<f64> {
@@ -154,7 +158,7 @@ impl Numerical {
 pub struct Categorical {
     method: CategoricalMethod,
     counts: BTreeMap<String, u64>,
-    upper_threshold: Option<f64>,
+    thresholds: Thresholds,
 }
 
 impl Categorical {
@@ -168,18 +172,18 @@ impl Categorical {
         let counts: BTreeMap<String, u64> =
             count(reference).into_iter().map(|(category, count)| (category.to_owned(), count)).collect();
         at_least("reference", counts.len(), 1)?;
-        let mut fitted = Self { method, counts, upper_threshold: None };
+        let mut fitted = Self { method, counts, thresholds: NONE };
         let of_chunks: Vec<f64> =
             reference.chunks(chunk_size).map(|chunk| Ok(fitted.value(chunk)?.0)).collect::<Result<_>>()?;
         if method != CategoricalMethod::ChiSquare {
-            fitted.upper_threshold = Some(upper_threshold(&of_chunks));
+            fitted.thresholds = deviation_thresholds(&of_chunks, None, Some(DEVIATIONS))?;
         }
         Ok(fitted)
     }
 
     /// Above this, a chunk has drifted; chi-square goes by its p-value instead.
     pub fn upper_threshold(&self) -> Option<f64> {
-        self.upper_threshold
+        self.thresholds.upper
     }
 
     /// Compares a chunk with the reference; `None` is a missing value.
@@ -189,11 +193,7 @@ impl Categorical {
     /// A table that chi-square refuses.
     pub fn drift(&self, chunk: &[Option<&str>]) -> Result<Drift> {
         let (value, p_value) = self.value(chunk)?;
-        let alert = match (p_value, self.upper_threshold) {
-            (Some(p_value), _) => p_value < LEVEL,
-            (None, Some(threshold)) => value > threshold,
-            (None, None) => false,
-        };
+        let alert = p_value.map_or(self.thresholds.alert(value), |p_value| p_value < LEVEL);
         Ok(Drift { value, p_value, alert })
     }
 
@@ -232,15 +232,6 @@ impl Categorical {
             }
         }
     }
-}
-
-/// The mean and three standard deviations, of those that are not NaN.
-fn upper_threshold(values: &[f64]) -> f64 {
-    let values: Vec<f64> = values.iter().copied().filter(|value| !value.is_nan()).collect();
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / n;
-    mean + DEVIATIONS * variance.sqrt()
 }
 
 /// The values that are not missing.

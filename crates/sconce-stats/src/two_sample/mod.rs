@@ -6,6 +6,7 @@
 mod anderson_darling;
 mod brunner_munzel;
 mod cramer_von_mises;
+mod delong;
 mod epps_singleton;
 mod kolmogorov_smirnov;
 mod kuiper;
@@ -16,11 +17,14 @@ mod student;
 pub use anderson_darling::{TieRule, anderson_darling};
 pub use brunner_munzel::brunner_munzel;
 pub use cramer_von_mises::cramer_von_mises;
+pub use delong::{AreaUnderCurve, area_under_curve};
 pub use epps_singleton::epps_singleton;
 pub use kolmogorov_smirnov::kolmogorov_smirnov;
 pub use kuiper::{Kuiper, kuiper};
 pub use mann_whitney::{Continuity, mann_whitney};
 pub use student::{MeanDifference, Variances, t_test};
+
+pub(crate) use delong::judge as judge_area;
 
 /// Which differences count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
