@@ -1,10 +1,11 @@
 //! Decisions about traffic: who answers a request, and what that shows.
 //!
 //! [`route`] sends each request to a variant of its model, [`compare`] holds two models' answers to the same requests beside each
-//! other. Everything here is pure: it does no I/O, reads no clock and draws no
+//! other, [`rollout`] moves traffic to a candidate while the evidence holds. Everything here is pure: it does no I/O, reads no clock and draws no
 //! random numbers. `now` and what is random are arguments, and what must outlast a restart is plain data that serializes.
 
 pub mod compare;
+pub mod rollout;
 pub mod route;
 
 use sconce_core::ErrorCode;

@@ -15,6 +15,8 @@ pub use spec::{
     SplitSpec, Sticky,
 };
 
+pub(crate) use spec::hundredths;
+
 use crate::Problems;
 use buckets::{Buckets, random_bucket, sticky_bucket};
 use sconce_core::ModelVersion;
@@ -360,7 +362,7 @@ impl RouteSpec {
 }
 
 fn shares(spec: &RouteSpec) -> Vec<(VariantId, u16)> {
-    let share = |split: &SplitSpec| Some((split.id?, spec::hundredths(split.percent)?));
+    let share = |split: &SplitSpec| Some((split.id?, hundredths(split.percent)?));
     spec.splits.iter().filter_map(share).collect()
 }
 

@@ -240,7 +240,7 @@ impl RouteSpec {
 }
 
 /// `percent` in steps of 0.01, `None` when it is none of 0 to 100 in such steps.
-pub(super) fn hundredths(percent: f64) -> Option<u16> {
+pub(crate) fn hundredths(percent: f64) -> Option<u16> {
     let steps = percent * 100.0;
     let whole = steps.round();
     // Percents are decimal, floats are not: 0.07 times 100 is a little more than 7.
