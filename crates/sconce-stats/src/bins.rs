@@ -8,7 +8,7 @@ const MOST_BINS: usize = 1_000_000;
 /// How the number of bins of equal width follows from the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BinRule {
-    /// The finer of Freedman–Diaconis and Sturges.
+    /// The finer of Freedman–Diaconis, at most twice as many bins as the square root of the size, and Sturges.
     Auto,
     /// Sturges, corrected for skewness (Doane, 1976).
     Doane,
@@ -47,6 +47,8 @@ pub fn bin_edges(values: &[f64], rule: BinRule) -> Result<Vec<f64>> {
     let width = match rule {
         BinRule::Auto => {
             let (fine, plain) = (width(values, BinRule::FreedmanDiaconis), width(values, BinRule::Sturges));
+            // Long tails would ask for many more bins than there are values.
+            let fine = fine.max(width(values, BinRule::SquareRoot) / 2.0);
             if fine > 0.0 { fine.min(plain) } else { plain }
         }
         rule => width(values, rule),

@@ -34,9 +34,12 @@ pub enum DifferenceMethod {
     Newcombe,
     /// Wald's with one event and one miss added to both.
     AgrestiCaffo,
-    /// The differences that the score test of Miettinen and Nurminen does not reject. It is looked for up to half beyond the
-    /// upper and a quarter beyond the lower end of Wald's interval, and refused where data is too sparse for it to lie there.
+    /// The differences that the score test of Miettinen and Nurminen, "Comparative analysis of two rates", 1985, does not reject.
     Score,
+    /// The same as statsmodels 0.15 has it, for comparison with results from there: one coefficient of the cubic that gives the
+    /// proportions takes events for trials, so proportions may leave 0..=1, and the interval is a little off; and it is refused
+    /// where that library fails, which is one time in eight.
+    StatsmodelsScore,
 }
 
 /// How to test the difference of two proportions.
@@ -90,7 +93,7 @@ pub fn proportion_interval(trials: Trials, alpha: f64, method: ProportionMethod)
 /// The interval of level `1 - alpha` of the first proportion less the second.
 ///
 /// # Errors
-/// No trials, more events than trials, `alpha` not strictly between 0 and 1; data too sparse for [`DifferenceMethod::Score`].
+/// No trials, more events than trials, `alpha` not strictly between 0 and 1; data on which [`DifferenceMethod::StatsmodelsScore`] fails.
 pub fn difference_interval(
     first: Trials,
     second: Trials,
@@ -112,7 +115,8 @@ pub fn difference_interval(
                 high: p - q + (q - of_second.low).hypot(of_first.high - p),
             })
         }
-        DifferenceMethod::Score => score_interval(first, second, alpha),
+        DifferenceMethod::Score => Ok(score_interval(first, second, alpha)),
+        DifferenceMethod::StatsmodelsScore => statsmodels_interval(first, second, alpha),
     }
 }
 
@@ -138,7 +142,7 @@ pub fn difference_test(first: Trials, second: Trials, null: f64, test: Differenc
             let (difference, error) = wald(first, second, added);
             (difference - null) / error
         }
-        DifferenceTest::Score => score_statistic(first, second, null),
+        DifferenceTest::Score => score_statistic(first, second, null, second.trials),
     };
     if statistic.is_nan() {
         return Err(StatsError::Undefined { reason: "the proportions have no variance" });
@@ -181,8 +185,9 @@ fn wald_interval(first: Trials, second: Trials, alpha: f64, added: f64) -> Inter
     Interval::around(difference, normal_upper_quantile(alpha / 2.0) * error)
 }
 
-/// The score statistic for the difference being `null`, the proportions estimated under it: the root of a cubic in closed form.
-fn score_statistic(first: Trials, second: Trials, null: f64) -> f64 {
+/// The score statistic for the difference being `null`, the proportions estimated under it: the root of a cubic in closed form, in one
+/// of whose coefficients `weight` is the second's trials. NaN if there is no such root.
+fn score_statistic(first: Trials, second: Trials, null: f64, weight: u64) -> f64 {
     let (c, _, n) = first.parts();
     let (d, _, m) = second.parts();
     let (events, total) = (c + d, n + m);
@@ -190,44 +195,102 @@ fn score_statistic(first: Trials, second: Trials, null: f64) -> f64 {
         (events / total, events / total)
     } else {
         let square = (n + 2.0 * m) * null - total - events;
-        let linear = (d * null - total - 2.0 * d) * null + events;
+        let linear = (weight as f64 * null - total - 2.0 * d) * null + events;
         let constant = d * null * (1.0 - null);
         let third = square / (3.0 * total);
         let skew = third.powi(3) - linear * square / (6.0 * total * total) + constant / (2.0 * total);
-        let size = (third * third - linear / (3.0 * total)).max(0.0).sqrt().copysign(skew);
-        // Rounding may carry the cosine past 1.
-        let angle = (PI + (skew / size.powi(3)).clamp(-1.0, 1.0).acos()) / 3.0;
-        let q = 2.0 * size * angle.cos() - third;
+        let size = (third * third - linear / (3.0 * total)).sqrt().copysign(skew);
+        let cosine = skew / size.powi(3);
+        // Rounding may carry it past 1.
+        let cosine = if cosine.abs() < 1.0 + 1e-12 { cosine.clamp(-1.0, 1.0) } else { cosine };
+        let q = 2.0 * size * ((PI + cosine.acos()) / 3.0).cos() - third;
         (q + null, q)
     };
     let variance = (p * (1.0 - p) / n + q * (1.0 - q) / m) * (total / (total - 1.0));
     (c / n - d / m - null) / variance.sqrt()
 }
 
-fn score_interval(first: Trials, second: Trials, alpha: f64) -> Result<Interval> {
-    let wald = wald_interval(first, second, alpha, 0.0);
-    let seen = first.rate() - second.rate();
+fn score_interval(first: Trials, second: Trials, alpha: f64) -> Interval {
     let critical = normal_upper_quantile(alpha / 2.0);
-    let rejected = |difference: f64| score_statistic(first, second, difference).abs() - critical;
-    let search = |outside: f64| {
-        let (mut outside, mut inside) = (outside, seen);
-        // NaN, without any variance, is refused as well.
-        let brackets = rejected(outside) >= 0.0 && rejected(inside) <= 0.0;
-        if !brackets {
-            return Err(StatsError::Undefined { reason: "too few events for the score interval" });
-        }
-        for _ in 0..200 {
+    let seen = first.rate() - second.rate();
+    let end = |mut outside: f64| {
+        let mut inside = seen;
+        for _ in 0..100 {
             let middle = 0.5 * (outside + inside);
             if middle == outside || middle == inside {
                 break;
             }
-            if rejected(middle) >= 0.0 { outside = middle } else { inside = middle }
+            let rejected = score_statistic(first, second, middle, second.trials).abs() > critical;
+            if rejected { outside = middle } else { inside = middle }
         }
-        Ok(inside)
+        inside
     };
-    let low = search((wald.low - 0.25 * wald.low.abs()).max(-0.999_99))?;
-    let high = search((wald.high + 0.5 * wald.high.abs()).min(0.999_99))?;
-    Ok(Interval { low, high })
+    Interval { low: end(-1.0), high: end(1.0) }
+}
+
+/// Looked for from half beyond the upper and a quarter beyond the lower end of Wald's interval, as the reference does.
+fn statsmodels_interval(first: Trials, second: Trials, alpha: f64) -> Result<Interval> {
+    let wald = wald_interval(first, second, alpha, 0.0);
+    let seen = first.rate() - second.rate();
+    let excess = |difference: f64| {
+        let statistic = score_statistic(first, second, difference, second.events);
+        2.0 * normal_sf(statistic.abs()) - alpha
+    };
+    let high = root(excess, seen, (wald.high + 0.5 * wald.high.abs()).min(0.999_99));
+    let low = root(excess, wald.low - 0.25 * wald.low.abs(), seen);
+    match (low, high) {
+        (Some(low), Some(high)) => Ok(Interval { low, high }),
+        _ => Err(StatsError::Undefined { reason: "the search for the score interval fails" }),
+    }
+}
+
+/// A root between `start` and `end` by Brent's method, "Algorithms for minimization without derivatives", 1973, to 2e-12; `None` without a
+/// change of sign, or where `of` is NaN on the way.
+fn root(of: impl Fn(f64) -> f64, start: f64, end: f64) -> Option<f64> {
+    const CLOSE: f64 = 2e-12;
+    let ((mut before, mut at), (mut f_before, mut f_at)) = ((start, end), (of(start), of(end)));
+    let (mut other, mut f_other) = (before, f_before);
+    let (mut last_step, mut step) = (0.0_f64, 0.0_f64);
+    if f_before.is_nan() || f_at.is_nan() || f_before * f_at > 0.0 {
+        return None;
+    }
+    for _ in 0..100 {
+        if f_before != 0.0 && f_at != 0.0 && f_before.is_sign_negative() != f_at.is_sign_negative() {
+            (other, f_other) = (before, f_before);
+            step = at - before;
+            last_step = step;
+        }
+        if f_other.abs() < f_at.abs() {
+            (before, at, other) = (at, other, at);
+            (f_before, f_at, f_other) = (f_at, f_other, f_at);
+        }
+        let close = (CLOSE + 4.0 * f64::EPSILON * at.abs()) / 2.0;
+        let half = (other - at) / 2.0;
+        if f_at == 0.0 || half.abs() < close {
+            return Some(at);
+        }
+        let guess = if before == other {
+            -f_at * (at - before) / (f_at - f_before)
+        } else {
+            let slope_before = (f_before - f_at) / (before - at);
+            let slope_other = (f_other - f_at) / (other - at);
+            -f_at * (f_other * slope_other - f_before * slope_before)
+                / (slope_other * slope_before * (f_other - f_before))
+        };
+        let trusted = last_step.abs() > close && f_at.abs() < f_before.abs();
+        if trusted && 2.0 * guess.abs() < last_step.abs().min(3.0 * half.abs() - close) {
+            (last_step, step) = (step, guess);
+        } else {
+            (last_step, step) = (half, half);
+        }
+        (before, f_before) = (at, f_at);
+        at += if step.abs() > close { step } else { close.copysign(half) };
+        f_at = of(at);
+        if f_at.is_nan() {
+            return None;
+        }
+    }
+    Some(at)
 }
 
 #[cfg(test)]
@@ -250,6 +313,26 @@ mod tests {
     }
 
     #[test]
+    fn score_intervals_are_the_published_ones() {
+        // Newcombe 1998, example (a), method 6.
+        let (first, second) = (Trials { events: 56, trials: 70 }, Trials { events: 48, trials: 80 });
+        let interval = difference_interval(first, second, 0.05, DifferenceMethod::Score).unwrap();
+        assert!(
+            (interval.low - 0.0528).abs() < 5e-5 && (interval.high - 0.3382).abs() < 5e-5,
+            "{interval:?}"
+        );
+        let (none, all) = (Trials { events: 0, trials: 10 }, Trials { events: 20, trials: 20 });
+        for (first, second) in [(none, none), (none, all), (all, all), (all, none)] {
+            let interval = difference_interval(first, second, 0.05, DifferenceMethod::Score).unwrap();
+            assert!(interval.contains(first.rate() - second.rate()), "{interval:?}");
+            assert!(
+                interval.low >= -1.0 && interval.high <= 1.0 && interval.high - interval.low > 0.05,
+                "{interval:?}"
+            );
+        }
+    }
+
+    #[test]
     fn degenerate_input_is_refused() {
         let (none, some) = (Trials { events: 0, trials: 0 }, Trials { events: 1, trials: 2 });
         assert!(proportion_interval(none, 0.05, ProportionMethod::Wilson).is_err());
@@ -261,6 +344,6 @@ mod tests {
         let all = Trials { events: 2, trials: 2 };
         assert!(difference_test(all, all, 0.0, DifferenceTest::Wald).is_err());
         assert!(ratio_interval(Trials { events: 0, trials: 2 }, some, 0.05).is_err());
-        assert!(difference_interval(all, all, 0.05, DifferenceMethod::Score).is_err());
+        assert!(difference_interval(all, all, 0.05, DifferenceMethod::StatsmodelsScore).is_err());
     }
 }

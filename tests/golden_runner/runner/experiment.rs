@@ -52,7 +52,7 @@ fn proportions(arguments: &Arguments<'_>) -> Result<Value, Fault> {
         ("diff_ci_wald", DifferenceMethod::Wald),
         ("diff_ci_newcomb", DifferenceMethod::Newcombe),
         ("diff_ci_agresti-caffo", DifferenceMethod::AgrestiCaffo),
-        ("diff_ci_score", DifferenceMethod::Score),
+        ("diff_ci_score", DifferenceMethod::StatsmodelsScore),
     ] {
         put(name, difference_interval(first, second, 0.05, method).map(ends));
     }
