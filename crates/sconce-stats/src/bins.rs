@@ -128,7 +128,13 @@ fn between(sorted: &[f64], position: f64) -> f64 {
     let above = (below + 1).min(sorted.len() - 1);
     let share = position - below as f64;
     let step = sorted[above] - sorted[below];
-    if share >= 0.5 { sorted[above] - step * (1.0 - share) } else { sorted[below] + step * share }
+    if !step.is_finite() {
+        sorted[below] * (1.0 - share) + sorted[above] * share
+    } else if share >= 0.5 {
+        sorted[above] - step * (1.0 - share)
+    } else {
+        sorted[below] + step * share
+    }
 }
 
 fn range(values: &[f64]) -> (f64, f64) {
@@ -190,6 +196,9 @@ mod tests {
         ));
         assert!(bin_edges(&[f64::MIN, f64::MAX], BinRule::Sturges).is_err());
         assert!(bin_edges(&[], BinRule::Sturges).is_err());
+        let ends = [f64::MIN, f64::MAX];
+        assert_eq!(quantile(&ends, 0.0, QuantileRule::Linear).unwrap(), f64::MIN);
+        assert_eq!(quantile(&ends, 0.5, QuantileRule::Linear).unwrap(), 0.0);
         assert!(quantile(&[1.0], 1.5, QuantileRule::Linear).is_err());
         assert!(quantile(&[1.0], f64::NAN, QuantileRule::Linear).is_err());
     }

@@ -4,6 +4,7 @@ use crate::TestResult;
 use crate::error::{Result, StatsError, at_least, in_range, same_length};
 use crate::special::{chi_square_sf, hypergeometric_ln_pmf};
 use crate::two_sample::Alternative;
+use serde::{Deserialize, Serialize};
 
 /// By how much the sums of observed and expected counts may differ, relatively: the root of a float's precision.
 const SUMS_AGREE: f64 = 1.490_116_119_384_765_6e-8;
@@ -80,7 +81,7 @@ pub fn goodness_of_fit(
 }
 
 /// What [`contingency`] says.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Contingency {
     /// The statistic.
     pub statistic: f64,
@@ -139,7 +140,7 @@ pub fn contingency<R: AsRef<[f64]>>(table: &[R], divergence: Divergence, yates: 
 }
 
 /// What [`fisher_exact`] says.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Fisher {
     /// The odds of the first row's first column over those of the second row's: `a d / (b c)`; infinite for `b c = 0`.
     pub odds_ratio: f64,

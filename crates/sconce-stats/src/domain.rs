@@ -5,6 +5,7 @@ use crate::Interval;
 use crate::error::{Result, StatsError, at_least, finite, in_range, open_unit, positive, same_length};
 use crate::linalg::{Matrix, solve};
 use crate::two_sample::{AreaUnderCurve, area_under_curve, judge_area};
+use serde::{Deserialize, Serialize};
 
 /// Rows times the square of the features: what one step of the fit costs.
 const MOST_WORK: usize = 100_000_000;
@@ -14,7 +15,7 @@ const LARGEST: f64 = 4.0;
 const MOST_STEPS: u32 = 50;
 
 /// How the classifier is fitted and judged.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct DomainOptions {
     /// Every row is scored by a classifier that was fitted to the other folds, 2 to 20.
     pub folds: usize,
@@ -33,7 +34,7 @@ impl Default for DomainOptions {
 }
 
 /// What [`domain_classifier`] says.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DomainDrift {
     /// The area under the ROC curve of the scores out of fold: 0.5 if the rows cannot be told apart, 1 if always.
     pub auc: f64,

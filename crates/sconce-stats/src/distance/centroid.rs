@@ -18,13 +18,13 @@ pub enum Metric {
 ///
 /// # Errors
 ///
-/// No rows, rows without or of different length, values that are not finite; the cosine of a mean of 0.
+/// No rows, rows without or of different length, values or a distance that are not finite; the cosine of a mean of 0.
 pub fn centroid_distance(metric: Metric, x: &[Vec<f64>], y: &[Vec<f64>]) -> Result<f64> {
     let columns = x.first().map_or(0, Vec::len);
     at_least("columns", columns, 1)?;
     let (x, y) = (centroid("x", x, columns)?, centroid("y", y, columns)?);
     let differences = x.iter().zip(&y).map(|(a, b)| (a - b).abs());
-    Ok(match metric {
+    let distance = match metric {
         Metric::Euclidean => differences.map(|difference| difference * difference).sum::<f64>().sqrt(),
         Metric::CityBlock => differences.sum(),
         Metric::Chebyshev => differences.fold(0.0, f64::max),
@@ -36,7 +36,9 @@ pub fn centroid_distance(metric: Metric, x: &[Vec<f64>], y: &[Vec<f64>]) -> Resu
             }
             1.0 - product(&x, &y) / lengths
         }
-    })
+    };
+    finite("distance", &[distance])?;
+    Ok(distance)
 }
 
 fn centroid(name: &'static str, rows: &[Vec<f64>], columns: usize) -> Result<Vec<f64>> {
@@ -76,5 +78,6 @@ mod tests {
         assert!(of(&[], &good).is_err() && of(&good, &[]).is_err() && of(&[vec![]], &[vec![]]).is_err());
         assert!(of(&good, &[vec![1.0]]).is_err() && of(&good, &[vec![1.0, f64::NAN]]).is_err());
         assert!(of(&good, &[vec![1.0, 0.0], vec![-1.0, 0.0]]).is_err());
+        assert!(of(&[vec![f64::MAX; 2]], &[vec![f64::MIN; 2]]).is_err());
     }
 }

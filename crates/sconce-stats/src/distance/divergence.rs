@@ -27,6 +27,16 @@ pub fn kullback_leibler(p: &[f64], q: &[f64]) -> Result<f64> {
     Ok(shares(p, q)?.map(|(p, q)| entropy(p, q)).sum())
 }
 
+/// Jeffreys' divergence, in nats: [`kullback_leibler`] both ways. Over bins it is the plain population stability index, infinite
+/// where only one of the bins is empty; [`super::population_stability`] is not, and says what size alone explains.
+///
+/// # Errors
+///
+/// As [`jensen_shannon`].
+pub fn jeffreys(p: &[f64], q: &[f64]) -> Result<f64> {
+    Ok(shares(p, q)?.map(|(p, q)| if p == q { 0.0 } else { (p - q) * (p / q).ln() }).sum())
+}
+
 /// The total variation distance, in [0, 1]: half the sum of the differences.
 ///
 /// # Errors
@@ -91,6 +101,10 @@ mod tests {
             assert!(distance(&[1.0, 0.0], &[0.0, 1.0]).unwrap() > 0.8);
         }
         assert_eq!(kullback_leibler(&p, &q).unwrap(), f64::INFINITY);
+        assert_eq!(jeffreys(&p, &q).unwrap(), f64::INFINITY);
+        let (p, q) = ([1.0, 3.0], [2.0, 2.0]);
+        let both = kullback_leibler(&p, &q).unwrap() + kullback_leibler(&q, &p).unwrap();
+        assert!((jeffreys(&p, &q).unwrap() - both).abs() < 1e-15);
     }
 
     #[test]

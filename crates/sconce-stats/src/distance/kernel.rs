@@ -1,5 +1,6 @@
 use crate::error::{Result, StatsError, at_least, finite, positive, same_length};
 use crate::linalg::{Matrix, solve};
+use serde::{Deserialize, Serialize};
 
 /// Pairs of rows that are compared at most, in numbers: rows squared times columns.
 const MOST_WORK: usize = 2_000_000_000;
@@ -38,7 +39,7 @@ pub fn mmd_biased(x: &[Vec<f64>], y: &[Vec<f64>], bandwidth: f64) -> Result<f64>
 }
 
 /// What [`mmd_linear_time`] says.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LinearTimeMmd {
     /// The estimate, normal about the true value.
     pub mmd: f64,

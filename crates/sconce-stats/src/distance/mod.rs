@@ -7,7 +7,9 @@ mod psi;
 mod transport;
 
 pub use centroid::{Metric, centroid_distance};
-pub use divergence::{hellinger, jensen_shannon, kullback_leibler, largest_difference, total_variation};
+pub use divergence::{
+    hellinger, jeffreys, jensen_shannon, kullback_leibler, largest_difference, total_variation,
+};
 pub use kernel::{
     LinearTimeMmd, least_squares_density_difference, median_bandwidth, mmd_biased, mmd_linear_time,
     mmd_unbiased,

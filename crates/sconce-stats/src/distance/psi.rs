@@ -1,12 +1,13 @@
 use crate::bins::quantile_of_sorted;
 use crate::error::{Result, StatsError, at_least, finite, positive};
 use crate::special::chi_square_sf;
+use serde::{Deserialize, Serialize};
 
 /// Bins asked for.
 const MOST_BINS: usize = 10_000;
 
 /// What [`population_stability`] says.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Psi {
     /// The inner edges of the bins, ascending; the first and the last bin are open.
     pub edges: Vec<f64>,

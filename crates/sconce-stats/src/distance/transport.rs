@@ -19,7 +19,7 @@ impl<'a> From<&'a [f64]> for Weighted<'a> {
 ///
 /// # Errors
 ///
-/// Samples that are empty or not finite, weights that are fewer, negative or all 0.
+/// Samples that are empty, or not finite, or whose range is not; weights that are fewer, negative or all 0.
 pub fn wasserstein<'a>(x: impl Into<Weighted<'a>>, y: impl Into<Weighted<'a>>) -> Result<f64> {
     between(x.into(), y.into(), |difference| difference.abs())
 }
@@ -35,7 +35,12 @@ pub fn energy<'a>(x: impl Into<Weighted<'a>>, y: impl Into<Weighted<'a>>) -> Res
 
 fn between(x: Weighted<'_>, y: Weighted<'_>, cost: impl Fn(f64) -> f64) -> Result<f64> {
     let ((x, x_total), (y, y_total)) = (masses("x", x)?, masses("y", y)?);
-    Ok(sweep(x.into_iter(), y.into_iter(), x_total, y_total, cost))
+    let integral = sweep(x.into_iter(), y.into_iter(), x_total, y_total, cost);
+    if integral.is_finite() {
+        Ok(integral)
+    } else {
+        Err(StatsError::Undefined { reason: "the range of the values is not finite" })
+    }
 }
 
 /// The values with their weights, ascending, and the sum of the weights.
@@ -111,6 +116,7 @@ mod tests {
         let of = |values, weights| wasserstein(Weighted { values, weights }, &[1.0][..]);
         assert!(of(&[], None).is_err() && of(&[f64::NAN], None).is_err());
         assert!(of(&[1.0], Some(&[])).is_err() && of(&[1.0], Some(&[0.0])).is_err());
+        assert!(wasserstein(&[f64::MIN, f64::MAX][..], &[f64::MIN][..]).is_err());
         assert!(of(&[1.0], Some(&[-1.0])).is_err() && of(&[1.0], Some(&[f64::NAN])).is_err());
     }
 }

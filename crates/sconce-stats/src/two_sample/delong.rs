@@ -2,9 +2,10 @@ use super::pooled::{sorted, steps, twice_rank};
 use crate::Interval;
 use crate::error::{Result, open_unit};
 use crate::special::{normal_sf, normal_upper_quantile};
+use serde::{Deserialize, Serialize};
 
 /// What [`area_under_curve`] says.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct AreaUnderCurve {
     /// The probability that a positive is scored above a negative, ties counting a half.
     pub auc: f64,

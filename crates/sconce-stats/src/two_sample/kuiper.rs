@@ -1,8 +1,9 @@
 use super::pooled::{sorted, steps};
 use crate::error::Result;
+use serde::{Deserialize, Serialize};
 
 /// What [`kuiper`] says.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Kuiper {
     /// V, the most that one distribution function is above the other plus the most that it is below.
     pub statistic: f64,

@@ -1,6 +1,7 @@
 use crate::Interval;
 use crate::error::{Result, StatsError, at_least, finite, open_unit};
 use crate::special::{student_t_quantile, student_t_sf};
+use serde::{Deserialize, Serialize};
 
 /// What a t-test assumes of the variances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,7 +13,7 @@ pub enum Variances {
 }
 
 /// What [`t_test`] says.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct MeanDifference {
     /// The mean of `x` less that of `y`, in units of its standard error; infinite without any spread.
     pub statistic: f64,
