@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new("../../proto");
     println!("cargo::rerun-if-changed={}", root.display());
-    let descriptors = protox::compile(["inference/inference.proto", "sconce/v1/registry.proto"], [root])?;
+    let descriptors = protox::compile(
+        ["inference/inference.proto", "sconce/v1/registry.proto", "sconce/v1/traffic.proto"],
+        [root],
+    )?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?).join("descriptors.bin");
     std::fs::write(out, descriptors.encode_to_vec())?;
     tonic_prost_build::configure()

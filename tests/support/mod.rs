@@ -10,7 +10,7 @@ pub(crate) use folder::{Folder, raw_safetensors};
 pub(crate) use traffic::Traffic;
 pub(crate) use wire::{Wire, framed, framed_with_payload, read_all_but};
 
-use sconce_client::{Client, InferRequest, Options, Tensor, tensor};
+use sconce_client::{Client, InferRequest, Options, Tensor, TrafficClient, tensor};
 use sconce_proto::sconce::registry_client::RegistryClient;
 use sconce_server::{Limits, Server, ServerConfig};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -71,6 +71,11 @@ impl Running {
     pub(crate) async fn registry(&self) -> RegistryClient<Channel> {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.0.addresses().admin)).unwrap();
         RegistryClient::new(endpoint.connect().await.unwrap())
+    }
+
+    /// The control listener's traffic.
+    pub(crate) async fn traffic(&self) -> TrafficClient {
+        TrafficClient::connect(&self.control().to_string(), Options::default()).await.unwrap()
     }
 
     /// The inference listener's address.

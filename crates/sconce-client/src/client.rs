@@ -13,6 +13,7 @@ use crate::{Error, InferRequest, InferResponse, InferStream, Result};
 use futures_util::{Stream, StreamExt as _};
 use std::collections::BTreeMap;
 use std::time::Duration;
+use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request};
 
@@ -138,8 +139,14 @@ impl Client {
 
     /// One prediction.
     pub async fn infer(&self, request: InferRequest) -> Result<InferResponse> {
-        let (message, deadline) = request.into_parts();
-        let call = with_timeout(message, deadline.or(self.timeout));
+        let (message, deadline, metadata) = request.into_parts();
+        let mut call = with_timeout(message, deadline.or(self.timeout));
+        for (name, value) in metadata {
+            let wrong = |_| Error::new(Code::InvalidArgument, format!("metadata `{name}`: {value:?}"));
+            let key = AsciiMetadataKey::from_bytes(name.as_bytes()).map_err(|_| wrong(()))?;
+            let value = AsciiMetadataValue::try_from(value.as_str()).map_err(|_| wrong(()))?;
+            call.metadata_mut().insert(key, value);
+        }
         InferResponse::from_message(self.grpc().model_infer(call).await?.into_inner())
     }
 

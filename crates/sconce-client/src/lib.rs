@@ -1,4 +1,4 @@
-//! Typed client of the Open Inference Protocol over gRPC, and of Sconce's registry of models.
+//! Typed client of the Open Inference Protocol over gRPC, and of Sconce's registry of models and its traffic.
 //!
 //! ```no_run
 //! # async fn example() -> sconce_client::Result<()> {
@@ -13,6 +13,7 @@
 //! # }
 //! ```
 
+mod caller;
 mod client;
 mod error;
 mod registry;
@@ -20,6 +21,7 @@ mod request;
 mod response;
 mod stream;
 pub mod tensor;
+mod traffic;
 mod upload;
 
 pub use client::{Client, LogSetting, Options};
@@ -29,7 +31,8 @@ pub use request::InferRequest;
 pub use response::{InferResponse, Parameter};
 pub use sconce_core::{DataType, Tensor};
 pub use sconce_proto::inference as proto;
-pub use sconce_proto::sconce as registry_proto;
+pub use sconce_proto::sconce as control_proto;
 pub use stream::{InferStream, StreamReply};
 pub use tonic::Code;
+pub use traffic::TrafficClient;
 pub use upload::Progress;

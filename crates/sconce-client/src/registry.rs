@@ -1,25 +1,20 @@
-use crate::client::{channel, with_timeout};
-use crate::registry_proto as pb;
+use crate::caller::Caller;
+use crate::client::channel;
+use crate::control_proto as pb;
 use crate::upload::{Files, Progress};
 use crate::{Code, Error, Options, Result};
 use std::io::Write;
 use std::path::Path;
-use std::time::Duration;
-use tonic::metadata::AsciiMetadataValue;
+use tonic::Streaming;
 use tonic::transport::Channel;
-use tonic::{Request, Streaming};
-
-/// The metadata that names who calls.
-const ACTOR: &str = "sconce-actor";
 
 /// A connection to the registry of a server, on its control listener. Clones share it, and it reconnects by itself.
 ///
-/// The messages are those of [`registry_proto`](crate::registry_proto), where each field is explained.
+/// The messages are those of [`control_proto`](crate::control_proto), where each field is explained.
 #[derive(Debug, Clone)]
 pub struct RegistryClient {
     grpc: pb::registry_client::RegistryClient<Channel>,
-    timeout: Option<Duration>,
-    actor: Option<AsciiMetadataValue>,
+    caller: Caller,
 }
 
 /// What a server sends one by one.
@@ -40,7 +35,7 @@ macro_rules! calls {
     ($($(#[$doc:meta])* $name:ident($request:ident) -> $answer:ident;)*) => { $(
         $(#[$doc])*
         pub async fn $name(&self, request: pb::$request) -> Result<pb::$answer> {
-            Ok(self.grpc.clone().$name(self.call(request)).await?.into_inner())
+            Ok(self.grpc.clone().$name(self.caller.call(request)).await?.into_inner())
         }
     )* };
 }
@@ -57,7 +52,7 @@ impl RegistryClient {
         let grpc = pb::registry_client::RegistryClient::new(channel(addr, &options).await?)
             .max_decoding_message_size(options.max_message_bytes)
             .max_encoding_message_size(options.max_message_bytes);
-        Ok(Self { grpc, timeout: options.timeout, actor: None })
+        Ok(Self { grpc, caller: Caller::new(options.timeout) })
     }
 
     /// Says on each call who makes it; by default nothing is said.
@@ -65,12 +60,7 @@ impl RegistryClient {
     /// # Errors
     /// `InvalidArgument` when `actor` is not printable ASCII.
     pub fn actor(self, actor: &str) -> Result<Self> {
-        let wrong = || Error::new(Code::InvalidArgument, "actor: expected printable ASCII");
-        if !actor.bytes().all(|b| b == b' ' || b.is_ascii_graphic()) {
-            return Err(wrong());
-        }
-        let actor = AsciiMetadataValue::try_from(actor).map_err(|_| wrong())?;
-        Ok(Self { actor: Some(actor), ..self })
+        Ok(Self { caller: self.caller.named(actor)?, ..self })
     }
 
     /// Registers a version from the regular files below `folder`, without hidden ones; links are followed as long as they
@@ -91,7 +81,7 @@ impl RegistryClient {
         let (parts, failed) = files.send(header, progress);
         let mut grpc = self.grpc.clone();
         let answer = tokio::select! {
-            answer = grpc.register(self.untimed(parts)) => answer?.into_inner(),
+            answer = grpc.register(self.caller.untimed(parts)) => answer?.into_inner(),
             error = failed => return Err(error),
         };
         answer.version.ok_or_else(|| Error::malformed("the answer carries no version"))
@@ -102,7 +92,7 @@ impl RegistryClient {
         &self,
         request: pb::RegisterFromRequest,
     ) -> Result<Items<pb::RegisterFromResponse>> {
-        Ok(Items(self.grpc.clone().register_from(self.untimed(request)).await?.into_inner()))
+        Ok(Items(self.grpc.clone().register_from(self.caller.untimed(request)).await?.into_inner()))
     }
 
     calls! {
@@ -139,17 +129,17 @@ impl RegistryClient {
 
     /// Changes, oldest first, and then each as it comes. It ends when the server stops.
     pub async fn watch(&self, request: pb::WatchRequest) -> Result<Items<pb::AuditEntry>> {
-        Ok(Items(self.grpc.clone().watch(self.untimed(request)).await?.into_inner()))
+        Ok(Items(self.grpc.clone().watch(self.caller.untimed(request)).await?.into_inner()))
     }
 
     /// Recomputes the chain of the audit trail.
     pub async fn verify_audit(&self) -> Result<pb::VerifyAuditResponse> {
-        Ok(self.grpc.clone().verify_audit(self.call(pb::VerifyAuditRequest {})).await?.into_inner())
+        Ok(self.grpc.clone().verify_audit(self.caller.call(pb::VerifyAuditRequest {})).await?.into_inner())
     }
 
     /// Reads everything there is, and reports what is wrong.
     pub async fn check(&self) -> Result<pb::CheckResponse> {
-        Ok(self.grpc.clone().check(self.call(pb::CheckRequest {})).await?.into_inner())
+        Ok(self.grpc.clone().check(self.caller.call(pb::CheckRequest {})).await?.into_inner())
     }
 
     /// Writes a backup to `to`, and returns its bytes. What was written counts only when this returns without an error.
@@ -157,7 +147,8 @@ impl RegistryClient {
     /// # Errors
     /// `Unknown` when `to` fails.
     pub async fn backup(&self, to: &mut impl Write) -> Result<u64> {
-        let mut chunks = self.grpc.clone().backup(self.untimed(pb::BackupRequest {})).await?.into_inner();
+        let mut chunks =
+            self.grpc.clone().backup(self.caller.untimed(pb::BackupRequest {})).await?.into_inner();
         let cannot = |error| Error::new(Code::Unknown, format!("cannot write the backup: {error}"));
         let mut bytes = 0;
         while let Some(pb::BackupResponse { chunk }) = chunks.message().await? {
@@ -166,20 +157,5 @@ impl RegistryClient {
         }
         to.flush().map_err(cannot)?;
         Ok(bytes)
-    }
-
-    fn call<T>(&self, message: T) -> Request<T> {
-        self.signed(with_timeout(message, self.timeout))
-    }
-
-    fn untimed<T>(&self, message: T) -> Request<T> {
-        self.signed(Request::new(message))
-    }
-
-    fn signed<T>(&self, mut request: Request<T>) -> Request<T> {
-        if let Some(actor) = &self.actor {
-            request.metadata_mut().insert(ACTOR, actor.clone());
-        }
-        request
     }
 }

@@ -9,12 +9,14 @@ use std::time::Duration;
 pub struct InferRequest {
     message: ModelInferRequest,
     deadline: Option<Duration>,
+    metadata: Vec<(String, String)>,
 }
 
 impl InferRequest {
     /// A request to `model`, in the version that the server chooses, for every output.
     pub fn new(model: impl Into<String>) -> Self {
-        Self { message: ModelInferRequest { model_name: model.into(), ..Default::default() }, deadline: None }
+        let message = ModelInferRequest { model_name: model.into(), ..Default::default() };
+        Self { message, deadline: None, metadata: Vec::new() }
     }
 
     /// Asks for one version, by its number or an alias. Empty: the server chooses.
@@ -49,6 +51,21 @@ impl InferRequest {
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
+        self
+    }
+
+    /// Says something in the metadata of the call: printable ASCII under a name in lower case, or the call is refused. Not for
+    /// streams, where metadata would be the stream's: use [`parameter`](Self::parameter) there.
+    #[must_use]
+    pub fn metadata(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.metadata.push((name.into(), value.into()));
+        self
+    }
+
+    /// A parameter of the request.
+    #[must_use]
+    pub fn parameter(mut self, name: impl Into<String>, value: ParameterChoice) -> Self {
+        self.message.parameters.insert(name.into(), parameter(value));
         self
     }
 
@@ -88,13 +105,9 @@ impl InferRequest {
         self.message
     }
 
-    pub(crate) fn into_parts(self) -> (ModelInferRequest, Option<Duration>) {
-        (self.message, self.deadline)
-    }
-
-    fn parameter(mut self, name: &str, choice: ParameterChoice) -> Self {
-        self.message.parameters.insert(name.to_owned(), parameter(choice));
-        self
+    /// The message, how long the call may take, and its metadata.
+    pub(crate) fn into_parts(self) -> (ModelInferRequest, Option<Duration>, Vec<(String, String)>) {
+        (self.message, self.deadline, self.metadata)
     }
 }
 

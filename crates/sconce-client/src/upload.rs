@@ -1,7 +1,7 @@
 //! The files of a folder, on their way to a server.
 
-use crate::registry_proto as pb;
-use crate::registry_proto::register_request::Part;
+use crate::control_proto as pb;
+use crate::control_proto::register_request::Part;
 use crate::{Code, Error, Result};
 use futures_util::{Stream, stream};
 use std::fs::{self, File};

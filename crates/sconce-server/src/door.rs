@@ -5,8 +5,11 @@ use crate::dispatch::PreparePool;
 use crate::models::{Account, Models, Said, State, UNLOADED};
 use crate::process;
 use crate::tenants::{TenantTable, Tenants};
-use sconce_core::{ByteBudget, DeviceId, Error, Result};
-use sconce_telemetry::metrics::{DeviceMemory, ModelInfo, ModelSample, RuntimeSample, Scrape, ServerSample};
+use crate::traffic::{LiveRoute, Variant};
+use sconce_core::{ByteBudget, DeviceId, Error, ModelName, Result};
+use sconce_telemetry::metrics::{
+    DeviceMemory, ModelInfo, ModelSample, RuntimeSample, Scrape, ServerSample, VariantSample,
+};
 use sconce_telemetry::traces::Recorder;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -135,6 +138,18 @@ impl Door {
         }
     }
 
+    fn variants(&self) -> Vec<VariantSample> {
+        let of = |(name, route): (ModelName, Arc<LiveRoute>)| -> Vec<VariantSample> {
+            let sample = |variant: &Arc<Variant>| {
+                let counts = variant.tally.snapshot();
+                let (model, variant) = (name.to_string(), variant.label.to_string());
+                VariantSample { model, variant, latency: counts.latency, errors: counts.errors }
+            };
+            route.variants().iter().map(sample).collect()
+        };
+        self.models.live_routes().into_iter().flat_map(of).collect()
+    }
+
     /// What `/metrics` says now. To be called in the runtime that serves.
     pub(crate) fn scrape(&self) -> Scrape {
         let used = |semaphore: &Semaphore, limit: usize| {
@@ -184,6 +199,7 @@ impl Door {
         Scrape {
             server,
             models: self.models.ready().map(model).collect(),
+            variants: self.variants(),
             recorder: self.recorder.sample(),
             process,
             runtime: RuntimeSample {

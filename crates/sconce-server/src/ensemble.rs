@@ -4,7 +4,8 @@
 //! it follows aliases as any request does.
 
 use crate::dispatch::{self, Job, Request};
-use crate::models::Models;
+use crate::models::{Models, Routed};
+use crate::traffic::Asks;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use sconce_core::{
@@ -186,9 +187,11 @@ impl Slot {
 
 async fn run_step(models: &Arc<Models>, step: &Step, job: Job) -> Result<Made> {
     let (deadline, started_at) = (job.deadline, job.arrived_at);
-    let found = models.serving(step.spec.model.as_str(), &step.spec.version);
+    // Whose request it is a step of says nothing of the step's model: it is drawn.
+    let asks = Asks::default();
+    let found = models.serving(step.spec.model.as_str(), &step.spec.version, Some(&asks));
     let found = dispatch::within(deadline, found).await?;
-    let (served, _) = found.map_err(|error| match error.code() {
+    let Routed { served, decided, .. } = found.map_err(|error| match error.code() {
         // To the caller of the ensemble it is there, but cannot answer now.
         ErrorCode::NotFound | ErrorCode::InvalidArgument => {
             Error::new(ErrorCode::Unavailable, error.to_string())
@@ -198,7 +201,11 @@ async fn run_step(models: &Arc<Models>, step: &Step, job: Job) -> Result<Made> {
     served.used(started_at);
     // A step has no span of its own yet: its time is the ensemble's.
     let mut observed = Observed::new(RequestTrace::new(None), Method::Unary, started_at);
-    let (output, mut share) = dispatch::infer(models, &served, job, &mut observed).await?;
+    let answered = dispatch::infer(models, &served, job, &mut observed).await;
+    if let Some(decided) = decided {
+        decided.variant.tally.count(&answered, started_at.elapsed());
+    }
+    let (output, mut share) = answered?;
     let outputs = &served.signature().outputs;
     let mut made = Vec::with_capacity(step.outputs.len());
     for (name, at) in &step.outputs {

@@ -14,6 +14,7 @@ mod models;
 mod observe;
 mod process;
 mod tenants;
+mod traffic;
 
 pub use sconce_telemetry::logs;
 

@@ -2,7 +2,7 @@ use crate::control::{Control, PAGE};
 use crate::registry::open;
 use crate::table::plain;
 use crate::{Failure, Outcome, block_on, records, table, text};
-use sconce_client::registry_proto as pb;
+use sconce_client::control_proto as pb;
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -80,6 +80,9 @@ fn change(entry: &pb::AuditEntry) -> String {
         ("", version) => text += &format!(" version {version}"),
         (alias, 0) => text += &format!(" {alias}"),
         (alias, version) => text += &format!(" {alias} → {version}"),
+    }
+    if !entry.document.is_empty() {
+        text += &format!(" {}", entry.document);
     }
     if entry.forced { text + " (forced)" } else { text }
 }

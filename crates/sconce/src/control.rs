@@ -1,6 +1,6 @@
 use crate::Failure;
-use sconce_client::registry_proto as pb;
-use sconce_client::{Code, Options, RegistryClient, Result};
+use sconce_client::control_proto as pb;
+use sconce_client::{Code, Options, RegistryClient, Result, TrafficClient};
 use serde_json::Value;
 
 /// Their own heading: they are the same of every command.
@@ -21,19 +21,24 @@ pub(crate) struct Control {
 }
 
 impl Control {
+    /// The server's registry.
     pub(crate) async fn connect(&self) -> Result<RegistryClient, Failure> {
+        let client = RegistryClient::connect(&self.admin, Options::default()).await.map_err(unreachable)?;
+        Ok(client.actor(&self.actor())?)
+    }
+
+    /// The server's traffic.
+    pub(crate) async fn traffic(&self) -> Result<TrafficClient, Failure> {
+        let client = TrafficClient::connect(&self.admin, Options::default()).await.map_err(unreachable)?;
+        Ok(client.actor(&self.actor())?)
+    }
+
+    fn actor(&self) -> String {
         let from_env = || {
             let named = ["USER", "LOGNAME"].into_iter().filter_map(|name| std::env::var(name).ok());
             named.into_iter().find(|name| !name.trim().is_empty())
         };
-        let actor = self.actor.clone().or_else(from_env).unwrap_or_else(|| "anonymous".to_owned());
-        let client = RegistryClient::connect(&self.admin, Options::default()).await.map_err(|error| {
-            format!(
-                "{error}
-  is `sconce serve` running there? --admin ADDRESS says where its control listener is"
-            )
-        })?;
-        Ok(client.actor(&actor)?)
+        self.actor.clone().or_else(from_env).unwrap_or_else(|| "anonymous".to_owned())
     }
 
     /// A listener without a registry says nothing that would help.
@@ -55,6 +60,10 @@ impl Control {
         }
         Ok(self.json)
     }
+}
+
+fn unreachable(error: sconce_client::Error) -> String {
+    format!("{error}\n  is `sconce serve` running there? --admin ADDRESS says where its control listener is")
 }
 
 /// `key=value`, as tags are given.

@@ -17,6 +17,7 @@ mod registry;
 mod serve;
 mod table;
 mod text;
+mod traffic;
 mod validate;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -46,6 +47,8 @@ enum Command {
     Models(models::Args),
     /// Register, list, promote, roll back and retire models of a running server
     Model(model::Args),
+    /// Say which versions of a model answer which requests of a running server
+    Traffic(traffic::Args),
     /// Read and verify the trail of changes
     Audit(audit::Args),
     /// Check, back up, restore or export a whole registry
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Command::Infer(args) => infer::run(args),
         Command::Models(args) => models::run(args),
         Command::Model(args) => model::run(args),
+        Command::Traffic(args) => traffic::run(args),
         Command::Audit(args) => audit::run(args),
         Command::Registry(args) => registry::run(args),
         Command::Validate(args) => validate::run(&args),

@@ -1,6 +1,6 @@
 //! The registry's messages as JSON.
 
-use sconce_client::registry_proto as pb;
+use sconce_client::control_proto as pb;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -76,6 +76,7 @@ pub(crate) fn entry(entry: &pb::AuditEntry) -> Value {
         "model": entry.model,
         "version": (entry.version != 0).then_some(entry.version),
         "alias": (!entry.alias.is_empty()).then_some(&entry.alias),
+        "document": (!entry.document.is_empty()).then_some(&entry.document),
         "forced": entry.forced,
         "before": value(&entry.before_json),
         "after": value(&entry.after_json),

@@ -8,8 +8,10 @@ use crate::grpc::convert;
 use crate::grpc::frames::{self, ARRIVAL_LIMIT, Encoded, MessageReader, Received, UnaryBody};
 use crate::grpc::status;
 use crate::grpc::weight;
+use crate::models::Routed;
 use crate::observe::{self, Observation};
 use crate::tenants::{Caller, Visit};
+use crate::traffic::Asks;
 use bytes::Bytes;
 use futures_util::stream::{self, Stream, StreamExt as _};
 use http::{HeaderMap, HeaderValue, Request, Response, header};
@@ -81,7 +83,7 @@ where
         (observation.received_at, observation.deadline) = (Some(Instant::now()), deadline);
         let (request, reservation) = decode(door, received, &visit, deadline).await?;
         let (response, reservation) =
-            infer(door, request, reservation, visit.tenant(), deadline, observation).await?;
+            infer(door, &head.headers, request, reservation, visit.tenant(), deadline, observation).await?;
         frames::encode(response, reservation)
     };
     let answered = answered.await;
@@ -119,17 +121,19 @@ where
         Ok(caller) => caller,
         Err(error) => return refuse(&error),
     };
-    let trace = observe::trace_of(&head.headers);
-    let errors_end_the_stream = head.headers.get("triton_grpc_error").is_some_and(|value| value == "true");
+    let headers = Arc::new(head.headers);
+    let trace = observe::trace_of(&headers);
+    let errors_end_the_stream = headers.get("triton_grpc_error").is_some_and(|value| value == "true");
     let reader = MessageReader::new(body, door.budget.clone(), door.limits.max_message_bytes);
     let draining = door.draining.clone();
     let replies = messages(reader, deadline)
         .take_until(async move { draining.cancelled().await })
         .map(move |message| {
             let (door, caller, trace) = (Arc::clone(&door), caller.clone(), trace.sibling());
+            let headers = Arc::clone(&headers);
             // A task of its own: it comes to its end, and lets go of its model, even when the caller does not read.
             let reply = tokio::spawn(async move {
-                stream_reply(&door, &caller, message, trace, deadline, errors_end_the_stream).await
+                stream_reply(&door, &headers, &caller, message, trace, deadline, errors_end_the_stream).await
             });
             AbortOnDropHandle::new(reply)
         })
@@ -184,6 +188,7 @@ fn framed(
 
 async fn stream_reply(
     door: &Door,
+    headers: &HeaderMap,
     caller: &Caller,
     message: Result<Result<Received>>,
     trace: RequestTrace,
@@ -201,7 +206,7 @@ async fn stream_reply(
         let answered = async {
             let (request, reservation) = decode(door, received, &visit, deadline).await?;
             id.clone_from(&request.id);
-            infer(door, request, reservation, visit.tenant(), deadline, &mut observation).await
+            infer(door, headers, request, reservation, visit.tenant(), deadline, &mut observation).await
         };
         let answered = answered.await;
         visit.end(&answered);
@@ -234,6 +239,7 @@ async fn stream_reply(
 /// One request, from the message to the message. Its reservation comes back with the answer.
 async fn infer(
     door: &Door,
+    headers: &HeaderMap,
     message: ModelInferRequest,
     reservation: Reservation,
     tenant: Tenant,
@@ -244,8 +250,30 @@ async fn infer(
     if door.draining.is_cancelled() {
         return Err(Error::new(ErrorCode::Unavailable, "the server is draining"));
     }
-    let found = door.models.serving(&message.model_name, &message.model_version);
-    let (served, generation) = dispatch::within(call_deadline, found).await.flatten()?;
+    let asks = Asks { headers: Some(headers), parameters: Some(&message.parameters) };
+    let found = door.models.serving(&message.model_name, &message.model_version, Some(&asks));
+    let routed = dispatch::within(call_deadline, found).await.flatten()?;
+    let Some(decided) = &routed.decided else {
+        return infer_by(door, &routed, message, reservation, tenant, call_deadline, observation).await;
+    };
+    observation.variant = Some(Arc::clone(&decided.variant.label));
+    let answered = infer_by(door, &routed, message, reservation, tenant, call_deadline, observation).await;
+    decided.variant.tally.count(&answered, arrived_at.elapsed());
+    answered
+}
+
+/// One request that was routed.
+async fn infer_by(
+    door: &Door,
+    routed: &Routed,
+    message: ModelInferRequest,
+    reservation: Reservation,
+    tenant: Tenant,
+    call_deadline: Option<Instant>,
+    observation: &mut Observation,
+) -> Result<(ModelInferResponse, Reservation)> {
+    let arrived_at = observation.arrived_at;
+    let Routed { served, generation, decided } = routed;
     served.used(arrived_at);
     let prediction_id = PredictionId::new();
     observation.routed_at = Some(Instant::now());
@@ -269,7 +297,7 @@ async fn infer(
         tenant,
         depth: 0,
     };
-    let (output, reservation) = dispatch::infer(&door.models, &served, job, observation).await?;
+    let (output, reservation) = dispatch::infer(&door.models, served, job, observation).await?;
     let mut response = ModelInferResponse {
         model_name: served.name.to_string(),
         model_version: served.version_text.clone(),
@@ -279,8 +307,13 @@ async fn infer(
     let prediction_id = ParameterChoice::StringParam(prediction_id.to_string());
     let prediction_id = InferParameter { parameter_choice: Some(prediction_id) };
     response.parameters.insert("prediction_id".to_owned(), prediction_id);
-    if generation > 0 {
-        let generation = ParameterChoice::Int64Param(i64::try_from(generation).unwrap_or(i64::MAX));
+    if let Some(decided) = decided {
+        let variant = ParameterChoice::StringParam(decided.variant.label.to_string());
+        let variant = InferParameter { parameter_choice: Some(variant) };
+        response.parameters.insert("variant".to_owned(), variant);
+    }
+    if *generation > 0 {
+        let generation = ParameterChoice::Int64Param(i64::try_from(*generation).unwrap_or(i64::MAX));
         let generation = InferParameter { parameter_choice: Some(generation) };
         response.parameters.insert("routing_generation".to_owned(), generation);
     }

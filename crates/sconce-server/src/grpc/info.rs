@@ -51,8 +51,8 @@ impl Info {
 
     /// A version whose signature is asked for: loaded, if it is not in memory.
     async fn serving(&self, name: &str, version: &str) -> Result<Arc<Served>, Status> {
-        let served = self.door.models.serving(name, version).await;
-        served.map(|(served, _)| served).map_err(|error| status::of(&error))
+        let routed = self.door.models.serving(name, version, None).await;
+        routed.map(|routed| routed.served).map_err(|error| status::of(&error))
     }
 
     fn route(&self, name: &str, version: &str) -> Result<Arc<Served>, Status> {

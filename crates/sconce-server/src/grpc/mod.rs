@@ -1,6 +1,7 @@
 //! The gRPC listeners: accept within bounds, route calls, stop cleanly.
 
 mod call;
+mod control;
 pub(crate) mod convert;
 mod frames;
 mod inference;
@@ -8,6 +9,7 @@ mod info;
 mod registry;
 mod status;
 mod trace_settings;
+mod traffic;
 mod weight;
 
 use crate::door::Door;
@@ -24,6 +26,7 @@ use sconce_core::{Error, ErrorCode};
 use sconce_proto::FILE_DESCRIPTOR_SET;
 use sconce_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use sconce_proto::sconce::registry_server::RegistryServer;
+use sconce_proto::sconce::traffic_server::TrafficServer;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -106,6 +109,7 @@ impl Listener {
         if matches!(role, Role::Control) {
             let control = registry::Control::new(Arc::clone(&door));
             routes = routes.add_service(RegistryServer::new(control));
+            routes = routes.add_service(TrafficServer::new(traffic::Traffic::new(Arc::clone(&door))));
         }
         let routes = routes
             .add_service(health)

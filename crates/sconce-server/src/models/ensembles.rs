@@ -2,7 +2,7 @@
 
 use super::loader::{Instances, Source};
 
-use super::{Models, Served, Target};
+use super::{Models, Routed, Served, Target};
 use crate::ensemble::Assembly;
 use sconce_candle::ModelSettings;
 use sconce_core::{Ensemble, Error, ErrorCode, ModelName, ModelVersion, Result, Signature};
@@ -46,9 +46,9 @@ impl Models {
         let mut problems: Vec<Error> = Vec::new();
         for step in ensemble.steps() {
             let model = &step.spec.model;
-            match self.serving(model.as_str(), &step.spec.version).await {
+            match self.serving(model.as_str(), &step.spec.version, None).await {
                 // It is not held: it may have to make room for the next step's.
-                Ok((served, _)) => {
+                Ok(Routed { served, .. }) => {
                     signatures.push(served.signature().clone());
                     reaches.insert(model.clone());
                     if let Target::Ensemble(inner) = &served.target {

@@ -2,7 +2,8 @@
 
 use super::loader::Source;
 use super::memory::Account;
-use super::{Models, Route, Served, State, blocking, is_ready, millis};
+use super::{Models, Route, Routed, Served, State, blocking, is_ready, millis};
+use crate::traffic::Asks;
 use dashmap::DashMap;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
@@ -111,12 +112,17 @@ impl Flights {
 
 impl Models {
     /// As [`route`](Self::route), but what is not in memory and may be loaded on demand is loaded first: one load, however
-    /// many wait for it. Also gives the routing generation this went by.
+    /// many wait for it. `asks` is what a route may look at; `None` where nobody asks for a prediction.
     ///
     /// # Errors
     /// As for `route`; `ResourceExhausted` when there is no memory for it.
-    pub(crate) async fn serving(self: &Arc<Self>, name: &str, version: &str) -> Result<(Arc<Served>, u64)> {
-        let (route, generation) = self.find(name, version)?;
+    pub(crate) async fn serving(
+        self: &Arc<Self>,
+        name: &str,
+        version: &str,
+        asks: Option<&Asks<'_>>,
+    ) -> Result<Routed> {
+        let (route, generation, decided) = self.find(name, version, asks)?;
         let served = match route {
             Route::Ready(served) => served,
             Route::Meanwhile(served, name, higher) => {
@@ -143,11 +149,11 @@ impl Models {
                 }
             })?,
         };
-        if version.is_empty() {
+        if version.is_empty() && decided.is_none() {
             // Once another answers in its place, it need not stay in memory.
             served.kept.store(true, Ordering::Relaxed);
         }
-        Ok((served, generation))
+        Ok(Routed { served, generation, decided })
     }
 
     /// The load of a version: the one under way, or a new one.

@@ -7,17 +7,20 @@ mod lifecycle;
 mod loader;
 mod memory;
 mod overrides;
+mod routes;
 mod smoke;
 mod stored;
 
 pub(crate) use loader::cores;
 pub(crate) use memory::Account;
 pub(crate) use overrides::Said;
+pub(crate) use routes::StoredRoute;
 pub(crate) use stored::Verdict;
 
 use crate::cache::ResponseCache;
 use crate::dispatch::PreparePool;
 use crate::ensemble::Assembly;
+use crate::traffic::{Asks, Decided, LiveRoute};
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use ensembles::Assembling;
@@ -33,6 +36,7 @@ use sconce_core::{
 use sconce_registry::Registry;
 use sconce_scheduler::Scheduler;
 use sconce_telemetry::metrics::CostSample;
+use sconce_traffic::route;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -258,7 +262,9 @@ type Versions = BTreeMap<ModelVersion, State>;
 struct Known {
     versions: Versions,
     aliases: BTreeMap<String, ModelVersion>,
-    /// The registry's routing generation that `aliases` are as of; 0 without a registry.
+    /// What decides where a request that names no version goes, where somebody said so.
+    route: Option<Arc<LiveRoute>>,
+    /// The registry's routing generation that `aliases` and `route` are as of; 0 without a registry.
     generation: u64,
 }
 
@@ -267,6 +273,16 @@ struct Table {
     models: HashMap<ModelName, Arc<Known>>,
     /// The registry's routing generation this table is at least as new as; 0 without a registry.
     generation: u64,
+}
+
+/// Where a request went.
+pub(crate) struct Routed {
+    /// What answers it.
+    pub(crate) served: Arc<Served>,
+    /// The routing generation this went by.
+    pub(crate) generation: u64,
+    /// What the model's route decided; `None` where the model has none, or the request named a version.
+    pub(crate) decided: Option<Box<Decided>>,
 }
 
 /// Where a request goes.
@@ -370,24 +386,41 @@ impl Models {
     /// `NotFound` for an unknown name or version, `Unavailable` for one that is not ready, `InvalidArgument` for a name or
     /// version that cannot be one.
     pub(crate) fn route(&self, name: &str, version: &str) -> Result<Arc<Served>> {
-        match self.find(name, version)?.0 {
+        match self.find(name, version, None)?.0 {
             Route::Ready(served) | Route::Meanwhile(served, ..) => Ok(served),
             Route::Absent(name, _) => Err(not_ready(name.as_str(), State::OnDemand.describe())),
         }
     }
 
-    /// Where a request goes, and the routing generation that says so.
-    fn find(&self, name: &str, version: &str) -> Result<(Route, u64)> {
+    /// Where a request goes, the routing generation that says so, and what a route decided. Without `asks` nobody asks for a
+    /// prediction: then what answers most stands for all.
+    fn find(
+        &self,
+        name: &str,
+        version: &str,
+        asks: Option<&Asks<'_>>,
+    ) -> Result<(Route, u64, Option<Box<Decided>>)> {
         let table = self.table.load();
         let Some((name, known)) = table.models.get_key_value(name) else {
             ModelName::new(name)?;
             return Err(Error::new(ErrorCode::NotFound, format!("unknown model `{name}`")));
         };
-        let route = match known.target(name, version)? {
+        let mut decided = None;
+        let target = match &known.route {
+            Some(route) if version.is_empty() => {
+                decided = asks.and_then(|asks| route.decide(asks)).map(Box::new);
+                match decided.as_ref().map(|decided| &decided.variant).or_else(|| route.largest()) {
+                    Some(variant) => known.meant(name, &variant.target)?,
+                    None => known.target(name, "")?,
+                }
+            }
+            _ => known.target(name, version)?,
+        };
+        let route = match target {
             Some(wanted) => self.find_version(name, known, wanted),
             None => self.find_highest(name, known),
         };
-        Ok((route?, known.generation))
+        Ok((route?, known.generation, decided))
     }
 
     fn find_version(&self, name: &ModelName, known: &Known, wanted: ModelVersion) -> Result<Route> {
@@ -590,6 +623,15 @@ impl Models {
 }
 
 impl Known {
+    /// The version that a route's target means; `None` when it means what answers without a route, and there is no champion.
+    fn meant(&self, name: &ModelName, target: &route::Target) -> Result<Option<ModelVersion>> {
+        match target {
+            route::Target::Version(version) => Ok(Some(*version)),
+            route::Target::Alias(alias) => self.target(name, alias),
+            route::Target::Default => self.target(name, ""),
+        }
+    }
+
     /// The version that `text` names; `None` when it names none and there is no champion.
     fn target(&self, name: &ModelName, text: &str) -> Result<Option<ModelVersion>> {
         if text.is_empty() {

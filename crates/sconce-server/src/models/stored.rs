@@ -4,12 +4,15 @@
 //! says what the registry says; and then memory is *settled*: what should be in memory is loaded, what need not be any more
 //! is released. An alias moves only to a version that is in memory already, so requests never wait for a change.
 
+use super::routes::refuse_unservable;
 use super::{CHAMPION, Models, Served, State, UNLOADED, blocking, is_ready, smoke};
+use crate::traffic::{self, LiveRoute};
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
 use sconce_core::{Error, ErrorCode, ModelName, ModelVersion, Result};
 use sconce_registry::{
-    By, Changed, Gates, ModelRecord, Registry, RegistryError, VersionRecord, VersionState, Wanted, gates,
+    By, Changed, Document, Gates, ModelRecord, Registry, RegistryError, VersionRecord, VersionState, Wanted,
+    gates,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -31,10 +34,11 @@ const PAGE: usize = 500;
 /// Models settled at once at the start.
 const SETTLING: usize = 8;
 
-/// A model of the registry with its versions.
+/// A model of the registry with its versions, and its route.
 struct Stored {
     model: ModelRecord,
     versions: Vec<VersionRecord>,
+    route: Option<Document>,
 }
 
 impl Stored {
@@ -44,6 +48,7 @@ impl Stored {
             Err(RegistryError::NotFound(_)) => return Ok(None),
             Err(error) => return Err(error),
         };
+        let route = registry.document(name, traffic::KIND)?;
         let mut versions: Vec<VersionRecord> = Vec::new();
         loop {
             let after = versions.last().map(|record| record.version);
@@ -51,7 +56,7 @@ impl Stored {
             let is_last = page.len() < PAGE;
             versions.extend(page);
             if is_last {
-                return Ok(Some(Self { model, versions }));
+                return Ok(Some(Self { model, versions, route }));
             }
         }
     }
@@ -61,8 +66,8 @@ impl Stored {
         self.versions.iter().filter(|record| record.state != VersionState::Archived)
     }
 
-    /// Versions that should be in memory: those that are pinned, those an alias points at, and without a champion the highest
-    /// that `is_ready`.
+    /// Versions that should be in memory: those that are pinned, those an alias points at, those a route names, and without a
+    /// champion the highest that `is_ready`.
     fn wanted(&self, is_ready: impl Fn(ModelVersion) -> bool) -> Vec<ModelVersion> {
         let candidates = self.servable().filter(|record| record.wanted != Wanted::Unloaded);
         let has_champion = self.model.aliases.contains_key(CHAMPION);
@@ -71,6 +76,7 @@ impl Stored {
         let is_wanted = |record: &&VersionRecord| {
             record.wanted == Wanted::Loaded
                 || self.model.aliases.values().any(|alias| alias.version == record.version)
+                || self.route.as_ref().is_some_and(|route| route.names.versions.contains(&record.version))
                 || (!has_champion && Some(record.version) == highest)
         };
         candidates.filter(is_wanted).map(|record| record.version).collect()
@@ -240,7 +246,7 @@ impl Models {
             }
             registry.set_alias(&of, &alias, version, Some(expected), forced, &by)
         };
-        let changed = self.move_alias(name, version, change).await?;
+        let changed = self.change_when_ready(name, &[version], change).await?;
         Ok(Promotion { changed, verdicts })
     }
 
@@ -280,38 +286,13 @@ impl Models {
                 registry.rollback(&of, &alias, steps, &by)
             };
             models.flights.forgive(&name, version);
-            let moved = models.move_alias(&name, version, change).await;
+            let moved = models.change_when_ready(&name, &[version], change).await;
             if moved.is_err() && !was_ready {
                 models.release_unwanted(&name, version).await;
             }
             moved
         })
         .await
-    }
-
-    /// Makes `change`, which points an alias at `version`, at a moment when that version is in memory.
-    async fn move_alias(
-        self: &Arc<Self>,
-        name: &ModelName,
-        version: ModelVersion,
-        change: impl FnOnce(&Registry) -> Result<Changed, RegistryError> + Send + 'static,
-    ) -> Result<Changed> {
-        let changing = self.changing(name);
-        let locked = loop {
-            let locked = changing.lock().await;
-            if self.versions(name).get(&version).is_some_and(is_ready) {
-                break locked;
-            }
-            // It was released or evicted in between.
-            drop(locked);
-            self.load_now(name, version).await?;
-        };
-        let changed = self.read(change).await?;
-        self.publish(name).await?;
-        drop(locked);
-        let (models, name) = (Arc::clone(self), name.clone());
-        self.tasks.spawn(async move { models.settle(&name).await });
-        Ok(changed)
     }
 
     /// Says whether a version should be in memory, and waits until it is as said.
@@ -448,7 +429,7 @@ impl Models {
     }
 
     /// Makes the table say what the registry says of `name`. Callers hold the lock of its changes, or are the only ones.
-    async fn publish(self: &Arc<Self>, name: &ModelName) -> Result<()> {
+    pub(super) async fn publish(self: &Arc<Self>, name: &ModelName) -> Result<()> {
         let of = name.clone();
         let read = move |registry: &Registry| Ok((registry.generation(), Stored::read(registry, &of)?));
         let (generation, stored) = self.read(read).await?;
@@ -470,10 +451,13 @@ impl Models {
                 Some(_) => {}
             }
         }
+        let route = stored.as_ref().and_then(|stored| stored.route.as_ref());
+        let route = self.route_as_of(name, route);
         let aliases = stored.iter().flat_map(|stored| &stored.model.aliases);
         let aliases = aliases.map(|(alias, to)| (alias.clone(), to.version)).collect();
         self.replace_model(name, generation, |known| {
             known.aliases = aliases;
+            known.route = route;
             for (version, is_wanted) in &servable {
                 let state = known.versions.entry(*version).or_insert(State::OnDemand);
                 match (&state, is_wanted) {
@@ -549,7 +533,11 @@ impl Models {
         }
     }
 
-    async fn load_now(self: &Arc<Self>, name: &ModelName, version: ModelVersion) -> Result<Arc<Served>> {
+    pub(super) async fn load_now(
+        self: &Arc<Self>,
+        name: &ModelName,
+        version: ModelVersion,
+    ) -> Result<Arc<Served>> {
         match self.flight(name, version).await {
             // A load that ended as one nobody wanted any more: by now it is wanted again.
             Err(_) if !self.flights.is_paused(name, version) => self.flight(name, version).await,
@@ -558,8 +546,29 @@ impl Models {
         .map_err(|error| error.repeat())
     }
 
+    /// The route in `document` for requests: the one there is, unless the document changed.
+    fn route_as_of(
+        self: &Arc<Self>,
+        name: &ModelName,
+        document: Option<&Document>,
+    ) -> Option<Arc<LiveRoute>> {
+        let document = document?;
+        let before = self.live_route(name.as_str());
+        match before {
+            Some(before) if before.revision == document.revision => Some(before),
+            before => match LiveRoute::new(document, before.as_deref()) {
+                Ok(route) => Some(Arc::new(route)),
+                Err(error) => {
+                    // Who wrote it knew more than this program does.
+                    tracing::error!(model = %name, "{error}: requests are answered as without a route");
+                    None
+                }
+            },
+        }
+    }
+
     /// Runs `work` to its end even if nobody waits for it any more.
-    async fn run<T: Send + 'static>(
+    pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
@@ -579,14 +588,4 @@ fn before(
     let previous = model.aliases.get(alias).map(|alias| &alias.previous);
     let at = previous.and_then(|previous| previous.len().checked_sub(steps));
     Ok(previous.zip(at).and_then(|(previous, at)| previous.get(at).copied()))
-}
-
-fn refuse_unservable(record: &VersionRecord) -> Result<()> {
-    let (name, version) = (&record.model, record.version);
-    let why = match (&record.state, record.wanted) {
-        (VersionState::Archived, _) => "archived",
-        (_, Wanted::Unloaded) => "unloaded on purpose",
-        _ => return Ok(()),
-    };
-    Err(Error::new(ErrorCode::FailedPrecondition, format!("model `{name}` version {version} is {why}")))
 }

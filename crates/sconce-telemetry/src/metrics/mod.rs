@@ -4,9 +4,11 @@
 mod models;
 mod server;
 mod text;
+mod traffic;
 mod triton;
 
 pub use text::Format;
+pub use traffic::VariantSample;
 
 use crate::traces::RecorderSample;
 use prometheus_client::collector::Collector;
@@ -156,6 +158,8 @@ pub struct Scrape {
     pub server: ServerSample,
     /// The model versions that are ready.
     pub models: Vec<ModelSample>,
+    /// The variants of models that have a route.
+    pub variants: Vec<VariantSample>,
     /// Traces and log lines.
     pub recorder: RecorderSample,
     /// The process, where the system tells of it.
@@ -172,6 +176,7 @@ pub struct Scrape {
 /// Only when formatting into a string fails.
 pub fn encode(mut scrape: Scrape, format: Format) -> Result<String, fmt::Error> {
     bound(&mut scrape.models);
+    traffic::bound(&mut scrape.variants);
     let of = |model: &ModelSample| {
         let key = (model.model.as_str().into(), model.version.as_str().into());
         scrape.recorder.exemplars.get(&key).copied()
@@ -207,6 +212,7 @@ impl Collector for Scrape {
         self.encode_process(&mut encoder)?;
         self.encode_counters(&mut encoder)?;
         self.encode_histograms(&mut encoder)?;
+        self.encode_traffic(&mut encoder)?;
         if self.triton_names { self.encode_triton_names(&mut encoder) } else { Ok(()) }
     }
 }

@@ -59,6 +59,8 @@ pub struct Observed {
     pub prediction_id: Option<PredictionId>,
     /// The version that answers.
     pub target: Option<Arc<Target>>,
+    /// The variant of its model that a route sent it to.
+    pub variant: Option<Arc<str>>,
     /// What it failed with.
     pub code: Option<ErrorCode>,
     /// Who asks, if that is known.
@@ -89,6 +91,7 @@ impl Observed {
             deadline: None,
             prediction_id: None,
             target: None,
+            variant: None,
             code: None,
             tenant: None,
         }

@@ -134,6 +134,9 @@ fn server_attributes(observed: &Observed, method: &'static str, reason: Reason) 
     if let Some(id) = observed.prediction_id {
         attributes.push(KeyValue::new("sconce.prediction_id", id.to_string()));
     }
+    if let Some(variant) = &observed.variant {
+        attributes.push(KeyValue::new("sconce.variant", StringValue::from(variant.clone())));
+    }
     if let Some(tenant) = &observed.tenant {
         attributes.push(KeyValue::new("sconce.tenant", StringValue::from(tenant.clone())));
     }

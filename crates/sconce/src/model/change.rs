@@ -1,7 +1,7 @@
 use super::{Said, Which, Why};
 use crate::control::Control;
 use crate::{Failure, Outcome, records, text};
-use sconce_client::{RegistryClient, registry_proto as pb};
+use sconce_client::{RegistryClient, control_proto as pb};
 use serde_json::{Value, json};
 use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};

@@ -6,7 +6,7 @@ mod show;
 
 use crate::control::{Control, metric, pair};
 use crate::{Failure, Outcome, block_on};
-use sconce_client::registry_proto as pb;
+use sconce_client::control_proto as pb;
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]

@@ -2,7 +2,7 @@ use super::{Said, absolute, change};
 use crate::control::Control;
 use crate::validate::is_package;
 use crate::{Failure, Outcome, records, text};
-use sconce_client::{Progress, RegistryClient, registry_proto as pb};
+use sconce_client::{Progress, RegistryClient, control_proto as pb};
 use serde_json::{Value, json};
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 use crate::control::{self, Control, pair};
 use crate::table::plain;
 use crate::{Failure, Outcome, records, table, text};
-use sconce_client::registry_proto as pb;
+use sconce_client::control_proto as pb;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;

@@ -4,9 +4,9 @@ mod records;
 mod register;
 
 use crate::door::Door;
+use crate::grpc::control::{Answer, Items, actor, answer, items, name, refused};
 use crate::grpc::status;
 use crate::models::Models;
-use futures_util::{Stream, stream};
 use prost::Message as _;
 use sconce_core::{Error, ErrorCode, ModelName, ModelVersion, abbreviate};
 use sconce_proto::sconce as pb;
@@ -15,11 +15,10 @@ use sconce_registry::{
     By, ModelRecord, ModelUpdate, Registry, RegistryError, VersionRecord, VersionUpdate, Wanted,
 };
 use std::collections::BTreeMap;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
 /// The registry's calls.
 pub(crate) struct Control {
@@ -42,15 +41,6 @@ const READ: usize = 100;
 const TRANSFER_RETRY: Duration = Duration::from_secs(5);
 /// Bytes of a backup in one message.
 const BACKUP_CHUNK_BYTES: usize = 256 << 10;
-/// The metadata that names who calls.
-const ACTOR: &str = "sconce-actor";
-
-type Answer<T> = Result<Response<T>, Status>;
-type Items<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-fn answer<T>(message: T) -> Answer<T> {
-    Ok(Response::new(message))
-}
 
 impl Control {
     pub(crate) fn new(door: Arc<Door>) -> Self {
@@ -322,14 +312,23 @@ impl Service for Control {
             }
         };
         let (of, text) = (name.clone(), request.version);
-        let read =
-            move |registry: &Registry| Ok((registry.resolve(&of, &text)?, registry.model(&of)?.aliases));
-        let (version, aliases) = self.read(read).await?;
+        let read = move |registry: &Registry| {
+            Ok((registry.resolve(&of, &text)?, registry.model(&of)?.aliases, registry.documents(&of)?))
+        };
+        let (version, aliases, documents) = self.read(read).await?;
         if wanted == Wanted::Unloaded
             && let Some((alias, _)) = aliases.iter().find(|(_, alias)| alias.version == version)
         {
             let message =
                 format!("model `{name}` version {version} cannot be unloaded: alias `{alias}` means it");
+            return Err(Status::failed_precondition(message));
+        }
+        if wanted == Wanted::Unloaded
+            && let Some(document) = documents.iter().find(|it| it.names.versions.contains(&version))
+        {
+            let kind = &document.kind;
+            let message =
+                format!("model `{name}` version {version} cannot be unloaded: document `{kind}` names it");
             return Err(Status::failed_precondition(message));
         }
         let by = By::new(actor, request.reason);
@@ -407,15 +406,18 @@ impl Service for Control {
         };
         let read = move |registry: &Registry| {
             let mut entries = Vec::new();
+            let mut bytes = 0;
             loop {
                 let page = registry.audit(after, READ)?;
                 let is_last = page.len() < READ;
                 for entry in page {
                     after = entry.body.seq;
                     if wanted.as_ref().is_none_or(|name| *name == entry.body.model) {
-                        entries.push(records::audit_entry(entry));
+                        let message = records::audit_entry(entry);
+                        bytes += message.encoded_len();
+                        entries.push(message);
                     }
-                    if entries.len() == limit {
+                    if entries.len() == limit || bytes > PAGE_BYTES {
                         return Ok((entries, after));
                     }
                 }
@@ -480,13 +482,6 @@ impl std::io::Write for Chunks<'_> {
     }
 }
 
-fn items<T: Send + 'static>(receiver: mpsc::Receiver<Result<T, Status>>) -> Items<T> {
-    Box::pin(stream::unfold(receiver, |mut receiver| async {
-        let item = receiver.recv().await?;
-        Some((item, receiver))
-    }))
-}
-
 /// Sends entries behind `after`, and then each as it comes, until nobody reads them any more.
 async fn watch(
     models: &Models,
@@ -522,22 +517,6 @@ async fn watch(
             () = sender.closed() => return,
         }
     }
-}
-
-fn refused(error: Error) -> Status {
-    status::of(&error)
-}
-
-fn name(text: &str) -> Result<ModelName, Status> {
-    ModelName::new(text).map_err(refused)
-}
-
-/// Who calls, as they say.
-fn actor<T>(request: &Request<T>) -> Result<String, Status> {
-    let Some(value) = request.metadata().get(ACTOR) else { return Ok("anonymous".to_owned()) };
-    let text =
-        value.to_str().map_err(|_| Status::invalid_argument(format!("{ACTOR}: expected plain text")))?;
-    Ok(text.to_owned())
 }
 
 fn page_size(size: u32) -> Result<usize, Status> {

@@ -159,6 +159,7 @@ pub(super) fn audit_entry(entry: AuditEntry) -> pb::AuditEntry {
         model: body.model.to_string(),
         version: body.version.map_or(0, ModelVersion::get),
         alias: body.alias.unwrap_or_default(),
+        document: body.document.unwrap_or_default(),
         forced: body.forced,
         before_json: json(body.before),
         after_json: json(body.after),

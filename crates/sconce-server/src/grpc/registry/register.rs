@@ -1,6 +1,7 @@
 //! New versions: sent by the caller, or fetched by the server.
 
-use super::{name, records, refused, version_message};
+use super::{records, version_message};
+use crate::grpc::control::{name, refused};
 use crate::models::Models;
 use sconce_candle::Package;
 use sconce_core::{DeviceId, Error, Result};

@@ -1,0 +1,54 @@
+use crate::caller::Caller;
+use crate::client::channel;
+use crate::control_proto as pb;
+use crate::{Options, Result};
+use tonic::transport::Channel;
+
+/// A connection to the traffic of a server, on its control listener: which versions answer which requests, and what shadows show.
+/// Clones share it, and it reconnects by itself.
+///
+/// The messages are those of [`control_proto`](crate::control_proto), where each field is explained.
+#[derive(Debug, Clone)]
+pub struct TrafficClient {
+    grpc: pb::traffic_client::TrafficClient<Channel>,
+    caller: Caller,
+}
+
+/// Every call fails with the server's status: `NotFound` for a model or a route that is not there, `InvalidArgument` with all that
+/// is wrong with a route, `Aborted` when it was changed meanwhile; `Unavailable` when the server cannot be reached, and
+/// `DeadlineExceeded` when it took too long.
+impl TrafficClient {
+    /// Connects to `addr`, `host:port` with or without `http://` before it. Streams have no timeout.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when `addr` is none, `Unavailable` when nobody answers there.
+    pub async fn connect(addr: &str, options: Options) -> Result<Self> {
+        let grpc = pb::traffic_client::TrafficClient::new(channel(addr, &options).await?)
+            .max_decoding_message_size(options.max_message_bytes)
+            .max_encoding_message_size(options.max_message_bytes);
+        Ok(Self { grpc, caller: Caller::new(options.timeout) })
+    }
+
+    /// Says on each call who makes it; by default nothing is said.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when `actor` is not printable ASCII.
+    pub fn actor(self, actor: &str) -> Result<Self> {
+        Ok(Self { caller: self.caller.named(actor)?, ..self })
+    }
+
+    /// The route of a model.
+    pub async fn get_route(&self, request: pb::GetRouteRequest) -> Result<pb::Route> {
+        Ok(self.grpc.clone().get_route(self.caller.call(request)).await?.into_inner())
+    }
+
+    /// Replaces the route of a model, all of it or nothing.
+    pub async fn set_route(&self, request: pb::SetRouteRequest) -> Result<pb::Route> {
+        Ok(self.grpc.clone().set_route(self.caller.call(request)).await?.into_inner())
+    }
+
+    /// Takes the route of a model away.
+    pub async fn clear_route(&self, request: pb::ClearRouteRequest) -> Result<pb::ClearRouteResponse> {
+        Ok(self.grpc.clone().clear_route(self.caller.call(request)).await?.into_inner())
+    }
+}

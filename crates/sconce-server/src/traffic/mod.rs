@@ -1,0 +1,131 @@
+//! A model's route as requests see it: the table that decides, and what is counted of what it decided. What a route may say, and how
+//! it decides, is in `sconce_traffic::route`; where it is kept and how it changes, in `models/routes.rs`.
+
+mod tally;
+
+pub(crate) use tally::{Counts, Tally};
+
+use http::HeaderMap;
+use sconce_core::{Error, Result};
+use sconce_proto::inference::InferParameter;
+use sconce_proto::inference::infer_parameter::ParameterChoice;
+use sconce_registry::Document;
+use sconce_traffic::route::{self, Facts, Route, RoutingTable, Target, Value, VariantId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The kind of the document that holds a route.
+pub(crate) const KIND: &str = "traffic";
+
+/// What a route may look at of a request.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Asks<'a> {
+    pub(crate) headers: Option<&'a HeaderMap>,
+    pub(crate) parameters: Option<&'a BTreeMap<String, InferParameter>>,
+}
+
+/// A route, ready for requests. It is swapped whole; what was counted of a variant goes on.
+pub(crate) struct LiveRoute {
+    pub(crate) revision: u64,
+    table: RoutingTable,
+    /// Those that answer, in the order of the splits.
+    variants: Vec<Arc<Variant>>,
+    /// The place of the one with the largest share.
+    largest: usize,
+}
+
+/// One of those that answer a model's requests.
+pub(crate) struct Variant {
+    pub(crate) id: VariantId,
+    pub(crate) label: Arc<str>,
+    pub(crate) target: Target,
+    pub(crate) tally: Arc<Tally>,
+}
+
+impl LiveRoute {
+    /// The route in `document`. What `before` counted of the same variants goes on.
+    ///
+    /// # Errors
+    /// `Internal` when the document holds no route.
+    pub(crate) fn new(document: &Document, before: Option<&Self>) -> Result<Self> {
+        let route = parse(document)?;
+        let table = RoutingTable::new(&route);
+        let variant = |variant: &route::Variant| {
+            let route::Variant { id, label, target } = variant.clone();
+            let counted = before.and_then(|before| before.variant(id));
+            let tally = counted.map(|variant| Arc::clone(&variant.tally)).unwrap_or_default();
+            Arc::new(Variant { id, label, target, tally })
+        };
+        let variants = table.variants().iter().map(variant).collect();
+        let splits = route.spec().splits.iter().enumerate();
+        let largest = splits.max_by(|a, b| a.1.percent.total_cmp(&b.1.percent)).map_or(0, |(at, _)| at);
+        Ok(Self { revision: document.revision, table, variants, largest })
+    }
+
+    /// Who answers a request that names no version; `None` in a route that has nobody, which is none.
+    pub(crate) fn decide(&self, asks: &Asks<'_>) -> Option<Decided> {
+        let decision = self.table.route(&Request { asks, random: fastrand::u64(..) });
+        let variant = self.variant(decision.variant?.id)?;
+        Some(Decided { variant: Arc::clone(variant) })
+    }
+
+    /// What answers most requests.
+    pub(crate) fn largest(&self) -> Option<&Arc<Variant>> {
+        self.variants.get(self.largest)
+    }
+
+    /// The variants that answer, in the order of the splits.
+    pub(crate) fn variants(&self) -> &[Arc<Variant>] {
+        &self.variants
+    }
+
+    pub(crate) fn variant(&self, id: VariantId) -> Option<&Arc<Variant>> {
+        self.variants.iter().find(|variant| variant.id == id)
+    }
+}
+
+/// What a route decided of a request.
+pub(crate) struct Decided {
+    pub(crate) variant: Arc<Variant>,
+}
+
+/// A request as a route sees it.
+struct Request<'a> {
+    asks: &'a Asks<'a>,
+    random: u64,
+}
+
+impl Facts for Request<'_> {
+    /// Who names a version is not asked about.
+    fn model_version(&self) -> &str {
+        ""
+    }
+
+    fn metadata(&self, name: &str) -> Option<&[u8]> {
+        Some(self.asks.headers?.get(name)?.as_bytes())
+    }
+
+    fn parameter(&self, name: &str) -> Option<Value<'_>> {
+        match self.asks.parameters?.get(name)?.parameter_choice.as_ref()? {
+            ParameterChoice::StringParam(text) => Some(Value::Text(text)),
+            ParameterChoice::Int64Param(number) => Some(Value::Integer(*number)),
+            ParameterChoice::Uint64Param(number) => i64::try_from(*number).ok().map(Value::Integer),
+            ParameterChoice::BoolParam(truth) => Some(Value::Boolean(*truth)),
+            ParameterChoice::DoubleParam(_) => None,
+        }
+    }
+
+    fn random(&self) -> u64 {
+        self.random
+    }
+}
+
+/// The route in a document.
+///
+/// # Errors
+/// `Internal` when it holds none.
+pub(crate) fn parse(document: &Document) -> Result<Route> {
+    serde::Deserialize::deserialize(&document.value).map_err(|error: serde_json::Error| {
+        Error::internal(format!("model `{}`: the stored route cannot be read: {error}", document.model))
+    })
+}

@@ -1,0 +1,98 @@
+//! What is counted of the variants of models that have a route.
+
+use super::{MAX_VERSIONS, OTHER, Scrape};
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use sconce_core::DurationHistogram;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// One variant at the time of a scrape.
+#[derive(Debug, Clone, Default)]
+pub struct VariantSample {
+    /// The model's name.
+    pub model: String,
+    /// The variant's label.
+    pub variant: String,
+    /// Answered requests, from the front door to the answer.
+    pub latency: DurationHistogram,
+    /// Failed requests by the name of their status.
+    pub errors: BTreeMap<&'static str, u64>,
+}
+
+/// Adds up what is beyond [`MAX_VERSIONS`], by name.
+pub(super) fn bound(variants: &mut Vec<VariantSample>) {
+    variants.sort_by(|a, b| (&a.model, &a.variant).cmp(&(&b.model, &b.variant)));
+    if variants.len() <= MAX_VERSIONS {
+        return;
+    }
+    let mut other =
+        VariantSample { model: OTHER.to_owned(), variant: OTHER.to_owned(), ..Default::default() };
+    for variant in variants.drain(MAX_VERSIONS..) {
+        other.latency.merge(&variant.latency);
+        for (code, count) in variant.errors {
+            *other.errors.entry(code).or_default() += count;
+        }
+    }
+    variants.push(other);
+}
+
+impl Scrape {
+    pub(super) fn encode_traffic(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Requests that a route sent to a variant, by status";
+        let mut family =
+            encoder.encode_descriptor("sconce_variant_requests", help, None, MetricType::Counter)?;
+        for VariantSample { model, variant, latency, errors } in &self.variants {
+            let ok = latency.total().count;
+            for (status, count) in
+                [("OK", &ok)].into_iter().chain(errors.iter().map(|(code, it)| (*code, it)))
+            {
+                let labels = [("model", model.as_str()), ("variant", variant.as_str()), ("status", status)];
+                family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(count, None)?;
+            }
+        }
+        let help = "Requests that a variant answered, from the front door to the answer";
+        let name = "sconce_variant_request_duration_seconds";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for VariantSample { model, variant, latency, .. } in &self.variants {
+            let buckets: Vec<(f64, u64)> = latency.buckets().collect();
+            let (labels, total) =
+                ([("model", model.as_str()), ("variant", variant.as_str())], latency.total());
+            family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
+                total.time.as_secs_f64(),
+                total.count,
+                &buckets,
+                None,
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn variants_are_told_apart_as_far_as_the_bound_goes() {
+        let sample = |number: usize| {
+            let mut latency = DurationHistogram::default();
+            latency.add(Duration::from_millis(1));
+            let errors = [("INTERNAL", 2)].into();
+            VariantSample { model: format!("m{number:04}"), variant: "new".into(), latency, errors }
+        };
+        let variants = (0..MAX_VERSIONS + 3).map(sample).collect();
+        let text = super::super::encode(Scrape { variants, ..Scrape::default() }, super::super::Format::Text);
+        let text = text.unwrap();
+        for line in [
+            "sconce_variant_requests_total{model=\"m0000\",variant=\"new\",status=\"OK\"} 1",
+            "sconce_variant_requests_total{model=\"m0000\",variant=\"new\",status=\"INTERNAL\"} 2",
+            "sconce_variant_requests_total{model=\"other\",variant=\"other\",status=\"INTERNAL\"} 6",
+            "sconce_variant_request_duration_seconds_count{model=\"other\",variant=\"other\"} 3",
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line}\nnot in\n{text}");
+        }
+        assert!(!text.contains("m0512"));
+    }
+}
