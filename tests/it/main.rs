@@ -15,6 +15,7 @@ mod lifecycle;
 mod limits;
 mod packages;
 mod registry;
+mod shadow;
 #[path = "../support/mod.rs"]
 mod support;
 mod tenants;

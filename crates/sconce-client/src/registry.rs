@@ -22,6 +22,10 @@ pub struct RegistryClient {
 pub struct Items<T>(Streaming<T>);
 
 impl<T> Items<T> {
+    pub(crate) fn new(items: Streaming<T>) -> Self {
+        Self(items)
+    }
+
     /// The next; `None` after the last.
     ///
     /// # Errors

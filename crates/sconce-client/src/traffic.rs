@@ -1,7 +1,7 @@
 use crate::caller::Caller;
 use crate::client::channel;
 use crate::control_proto as pb;
-use crate::{Options, Result};
+use crate::{Items, Options, Result};
 use tonic::transport::Channel;
 
 /// A connection to the traffic of a server, on its control listener: which versions answer which requests, and what shadows show.
@@ -50,5 +50,18 @@ impl TrafficClient {
     /// Takes the route of a model away.
     pub async fn clear_route(&self, request: pb::ClearRouteRequest) -> Result<pb::ClearRouteResponse> {
         Ok(self.grpc.clone().clear_route(self.caller.call(request)).await?.into_inner())
+    }
+
+    /// What the shadows of a model have shown so far.
+    pub async fn shadow_report(&self, request: pb::ShadowReportRequest) -> Result<pb::ShadowReportResponse> {
+        Ok(self.grpc.clone().shadow_report(self.caller.call(request)).await?.into_inner())
+    }
+
+    /// The same, again and again. It ends when the last shadow is gone, or the server stops.
+    pub async fn watch_shadow(
+        &self,
+        request: pb::WatchShadowRequest,
+    ) -> Result<Items<pb::ShadowReportResponse>> {
+        Ok(Items::new(self.grpc.clone().watch_shadow(self.caller.untimed(request)).await?.into_inner()))
     }
 }

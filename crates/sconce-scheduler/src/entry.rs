@@ -9,6 +9,8 @@ pub struct Priority(usize);
 impl Priority {
     /// How many priorities there are.
     pub const LEVELS: usize = 8;
+    /// Served last.
+    pub const LOWEST: Self = Self(Self::LEVELS);
 
     /// Priority `level`; 0 means the default.
     ///

@@ -3,12 +3,13 @@
 use crate::cache::{Found, Key, ResponseCache, Urgency};
 use crate::models::{Models, Served, Target};
 use sconce_core::{
-    Error, ErrorCode, InferOutput, Inputs, LoadedModel, ModelInput, Preparation, Reservation, Result, Tensor,
+    Error, ErrorCode, ExecutionRecord, InferOutput, Inputs, LoadedModel, ModelInput, Preparation,
+    Reservation, Result, Tensor,
 };
 use sconce_scheduler::{Priority, Scheduler, Submission, Tenant};
 use sconce_telemetry::traces::Observed;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 /// A valid request for one model version.
@@ -155,6 +156,56 @@ async fn infer_cached(
             Ok((InferOutput::clone(&output), request.reservation))
         }
     }
+}
+
+/// What a request that nobody waits for gave.
+pub(crate) struct Unseen {
+    /// Outputs by name.
+    pub(crate) outputs: Vec<(String, Tensor)>,
+    pub(crate) reservation: Reservation,
+    /// Its part of the time that its batch had the device; nothing where other models answered.
+    pub(crate) device_time: Duration,
+}
+
+/// Answers a request that nobody waits for: never from what was kept, and not counted as a request of its model.
+///
+/// # Errors
+/// Whatever keeps it from an answer.
+pub(crate) async fn unseen(
+    models: &Arc<Models>,
+    served: &Served,
+    job: Job,
+    pool: &PreparePool,
+) -> Result<Unseen> {
+    let Job { tensors, priority, arrived_at, deadline, reservation, tenant, depth } = job;
+    let _working = served.working();
+    let inputs = served.signature().check(tensors)?;
+    let (output, reservation, record) = match &served.target {
+        Target::Model(scheduler) => {
+            let (input, reservation) = prepare(pool, scheduler.model(), inputs, reservation).await?;
+            let prepare_time = arrived_at.elapsed();
+            let receiver = scheduler.submit(Submission {
+                input,
+                priority,
+                deadline,
+                arrived_at,
+                prepare_time,
+                reservation,
+                tenant,
+            })?;
+            let reply = receiver.await.map_err(|_| Error::internal("the request was lost"))?;
+            (reply.result?, reply.reservation, reply.record)
+        }
+        Target::Ensemble(assembly) => {
+            let request = Request { inputs, priority, arrived_at, deadline, reservation, tenant, depth };
+            let (output, reservation) = assembly.run(models, request).await?;
+            (output, reservation, None)
+        }
+    };
+    let part = |record: ExecutionRecord| record.execute_time().div_f64(record.batch_requests.max(1) as f64);
+    let names = served.signature().outputs.iter().map(|spec| spec.name.clone());
+    let outputs = names.zip(output.tensors).collect();
+    Ok(Unseen { outputs, reservation, device_time: record.map_or(Duration::ZERO, part) })
 }
 
 /// Prepares, schedules and waits. `observed` gets the times.

@@ -4,11 +4,12 @@ use crate::config::{Limits, Metrics};
 use crate::dispatch::PreparePool;
 use crate::models::{Account, Models, Said, State, UNLOADED};
 use crate::process;
+use crate::shadow::Lane;
 use crate::tenants::{TenantTable, Tenants};
 use crate::traffic::{LiveRoute, Variant};
 use sconce_core::{ByteBudget, DeviceId, Error, ModelName, Result};
 use sconce_telemetry::metrics::{
-    DeviceMemory, ModelInfo, ModelSample, RuntimeSample, Scrape, ServerSample, VariantSample,
+    DeviceMemory, ModelInfo, ModelSample, RuntimeSample, Scrape, ServerSample, ShadowSample, VariantSample,
 };
 use sconce_telemetry::traces::Recorder;
 use std::sync::Arc;
@@ -150,6 +151,25 @@ impl Door {
         self.models.live_routes().into_iter().flat_map(of).collect()
     }
 
+    fn shadows(&self) -> Vec<ShadowSample> {
+        let of = |(name, route): (ModelName, Arc<LiveRoute>)| -> Vec<ShadowSample> {
+            let sample = |lane: &Arc<Lane>| {
+                let found = lane.findings.snapshot();
+                ShadowSample {
+                    model: name.to_string(),
+                    variant: lane.shadow.variant.label.to_string(),
+                    offered: lane.findings.offered.load(Ordering::Relaxed),
+                    compared: found.compared,
+                    dropped: found.dropped,
+                    failed: found.failed,
+                    waiting: lane.findings.waiting.load(Ordering::Relaxed),
+                }
+            };
+            route.shadows().iter().map(sample).collect()
+        };
+        self.models.live_routes().into_iter().flat_map(of).collect()
+    }
+
     /// What `/metrics` says now. To be called in the runtime that serves.
     pub(crate) fn scrape(&self) -> Scrape {
         let used = |semaphore: &Semaphore, limit: usize| {
@@ -166,6 +186,7 @@ impl Door {
             inflight_bytes: (self.budget.held_bytes(), self.budget.limit_bytes()),
             connections: used(&self.connections, self.limits.max_connections),
             streams: used(&self.streams, self.limits.max_streams),
+            shadow_bytes: self.models.shadows.bytes(),
             tenants: self.tenants.occupancy(),
             tenant_requests: self.tenants.sample(),
             rejected: vec![
@@ -200,6 +221,7 @@ impl Door {
             server,
             models: self.models.ready().map(model).collect(),
             variants: self.variants(),
+            shadows: self.shadows(),
             recorder: self.recorder.sample(),
             process,
             runtime: RuntimeSample {

@@ -13,6 +13,7 @@ mod http;
 mod models;
 mod observe;
 mod process;
+mod shadow;
 mod tenants;
 mod traffic;
 
@@ -108,8 +109,16 @@ impl Server {
 
         let recorder = Recorder::start(config.recorder()?).await?;
         let quantum = Duration::from_millis(config.scheduling.quantum_ms);
-        let models =
-            Arc::new(Models::new(config.models, &config.builtin, device, quantum, &memory, registry));
+        let shadows = shadow::Shadows::start()?;
+        let models = Arc::new(Models::new(
+            config.models,
+            &config.builtin,
+            device,
+            quantum,
+            &memory,
+            registry,
+            shadows,
+        ));
         let (health, health_service) = tonic_health::server::health_reporter();
         let door =
             Arc::new(Door::new(models, config.limits, &config.tenants, health, recorder, config.metrics));

@@ -1,5 +1,6 @@
 //! What is known of a request, from its arrival until its answer has left.
 
+use crate::shadow::Offer;
 use http::HeaderMap;
 use sconce_core::{Error, ErrorCode};
 use sconce_telemetry::traces::{Method, Observed, Recorder, RequestTrace};
@@ -9,11 +10,12 @@ use std::time::Instant;
 
 /// One request under observation. Whatever becomes of it, the recorder looks at it once: when this is dropped, which for an
 /// answered request is when the last byte of its answer has left.
-#[derive(Debug)]
 pub(crate) struct Observation {
     recorder: Arc<Recorder>,
     observed: Observed,
     ended: bool,
+    /// Who sees the request once it is answered.
+    pub(crate) offer: Option<Box<Offer>>,
 }
 
 impl Observation {
@@ -24,7 +26,7 @@ impl Observation {
         arrived_at: Instant,
     ) -> Self {
         let observed = Observed::new(trace, method, arrived_at);
-        Self { recorder: Arc::clone(recorder), observed, ended: false }
+        Self { recorder: Arc::clone(recorder), observed, ended: false, offer: None }
     }
 
     /// The request failed.
@@ -62,6 +64,9 @@ impl Drop for Observation {
             self.ended();
         }
         self.recorder.observe(&self.observed);
+        if let Some(offer) = self.offer.take().filter(|_| self.observed.code.is_none()) {
+            offer.make(self.observed.time());
+        }
     }
 }
 

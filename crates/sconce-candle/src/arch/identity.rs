@@ -15,11 +15,15 @@ const MAX_DELAY_MS: f64 = 60_000.0;
 pub(crate) struct Plan {
     datatype: DataType,
     delay: Duration,
+    /// Whether batches panic, so that tests can see what becomes of them.
+    panics: bool,
+    /// Only batches that begin with this number are delayed, or panic.
+    only_for: Option<f64>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { datatype: DataType::Fp32, delay: Duration::ZERO }
+        Self { datatype: DataType::Fp32, delay: Duration::ZERO, panics: false, only_for: None }
     }
 }
 
@@ -27,6 +31,8 @@ impl Plan {
     pub(crate) fn open(keys: &mut Keys, problems: &mut Problems) -> Option<Self> {
         let before = problems.count();
         let mut plan = Self { delay: take_delay(keys, problems), ..Self::default() };
+        plan.panics = keys.take("panics", problems).unwrap_or_default();
+        plan.only_for = keys.take("only_for", problems);
         if let Some(name) = keys.take::<String>("datatype", problems) {
             let unknown = || {
                 let expected = DataType::ALL.map(DataType::name).join(", ");
@@ -89,19 +95,27 @@ impl LoadedModel for Model {
     }
 
     fn instance(&self) -> Result<Box<dyn Backend>> {
-        Ok(Box::new(Pipeline::new(Echo { delay: self.plan.delay }, 1)?))
+        Ok(Box::new(Pipeline::new(Echo { plan: self.plan.clone() }, 1)?))
     }
 }
 
 struct Echo {
-    delay: Duration,
+    plan: Plan,
 }
 
 impl Forward for Echo {
     type Pending = BatchOutput;
 
     fn launch(&mut self, batch: Batch) -> Result<BatchOutput> {
-        sleep(self.delay);
+        let first = batch.inputs.first().and_then(|input| input.tensors.first());
+        let begins_with =
+            first.filter(|it| it.datatype() == DataType::Fp32).and_then(|it| it.f32_values().next());
+        if self.plan.only_for.is_none_or(|only| begins_with.map(f64::from) == Some(only)) {
+            sleep(self.plan.delay);
+            if self.plan.panics {
+                std::panic::resume_unwind(Box::new("it was told to panic"));
+            }
+        }
         let outputs =
             batch.inputs.into_iter().map(|input| Ok(InferOutput { tensors: input.tensors })).collect();
         Ok(BatchOutput { outputs, padding: 0 })

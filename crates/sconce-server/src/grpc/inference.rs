@@ -10,6 +10,7 @@ use crate::grpc::status;
 use crate::grpc::weight;
 use crate::models::Routed;
 use crate::observe::{self, Observation};
+use crate::shadow::{Asked, Offer};
 use crate::tenants::{Caller, Visit};
 use crate::traffic::Asks;
 use bytes::Bytes;
@@ -288,6 +289,9 @@ async fn infer_by(
     request.wanted.check(served.signature()).inspect_err(count)?;
     let default = served.settings.default_timeout.filter(|_| call_deadline.is_none());
     let own_deadline = request.timeout.or(default).and_then(|timeout| arrived_at.checked_add(timeout));
+    let shadowed = decided.as_ref().filter(|decided| !decided.lanes.is_empty());
+    let shadowed =
+        shadowed.map(|decided| (decided.lanes.clone(), request.tensors.clone(), reservation.bytes()));
     let job = Job {
         tensors: request.tensors,
         priority: request.priority,
@@ -298,6 +302,10 @@ async fn infer_by(
         depth: 0,
     };
     let (output, reservation) = dispatch::infer(&door.models, served, job, observation).await?;
+    if let Some((lanes, tensors, bytes)) = shadowed {
+        let asked = Asked::new(served, tensors, &output, bytes);
+        observation.offer = Some(Box::new(Offer { lanes, asked }));
+    }
     let mut response = ModelInferResponse {
         model_name: served.name.to_string(),
         model_version: served.version_text.clone(),

@@ -1,10 +1,11 @@
 //! `sconce.v1.Traffic`, on the control listener.
 
 use crate::door::Door;
-use crate::grpc::control::{Answer, actor, answer, name, refused};
-use crate::models::StoredRoute;
-use crate::traffic::{self, Counts};
-use sconce_core::{Error, ModelName, ModelVersion, Result};
+use crate::grpc::control::{Answer, Items, actor, answer, items, name, refused};
+use crate::models::{Models, StoredRoute};
+use crate::shadow::{Lane, Piece};
+use crate::traffic::{self, Counts, Times};
+use sconce_core::{Error, ModelName, ModelVersion, Result, abbreviate};
 use sconce_proto::sconce as pb;
 use sconce_proto::sconce::traffic_server::Traffic as Service;
 use sconce_registry::By;
@@ -12,9 +13,16 @@ use sconce_traffic::route::{
     Key, OverrideSpec, Route, RouteSpec, ShadowSpec, SplitSpec, Sticky, Target, VariantId,
 };
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc;
 use tonic::{Request, Status};
+
+/// How often a report is sent to who watches, and how often at most.
+const WATCH: Duration = Duration::from_secs(1);
+const SHORTEST_WATCH: Duration = Duration::from_millis(100);
 
 /// The calls about traffic.
 pub(crate) struct Traffic {
@@ -24,6 +32,16 @@ pub(crate) struct Traffic {
 impl Traffic {
     pub(crate) fn new(door: Arc<Door>) -> Self {
         Self { door }
+    }
+
+    fn report(&self, model: &str, variant: &str) -> Result<pb::ShadowReportResponse, Status> {
+        self.door.models.registry().map_err(refused)?;
+        let none = || {
+            let which =
+                if variant.is_empty() { String::new() } else { format!(" `{}`", abbreviate(variant)) };
+            Status::not_found(format!("model `{}` has no shadow{which}", abbreviate(model)))
+        };
+        report(&self.door.models, &name(model)?, variant).ok_or_else(none)
     }
 
     /// The route of `name` as it is now.
@@ -51,6 +69,8 @@ impl Traffic {
 
 #[tonic::async_trait]
 impl Service for Traffic {
+    type WatchShadowStream = Items<pb::ShadowReportResponse>;
+
     async fn get_route(&self, request: Request<pb::GetRouteRequest>) -> Answer<pb::Route> {
         self.route(&name(&request.into_inner().model)?).await
     }
@@ -73,6 +93,99 @@ impl Service for Traffic {
         let cleared = self.door.models.clear_route(&name, expected_revision, by).await.map_err(refused)?;
         answer(pb::ClearRouteResponse { generation: cleared.generation })
     }
+
+    async fn shadow_report(
+        &self,
+        request: Request<pb::ShadowReportRequest>,
+    ) -> Answer<pb::ShadowReportResponse> {
+        let pb::ShadowReportRequest { model, variant } = request.into_inner();
+        answer(self.report(&model, &variant)?)
+    }
+
+    async fn watch_shadow(
+        &self,
+        request: Request<pb::WatchShadowRequest>,
+    ) -> Answer<Self::WatchShadowStream> {
+        let pb::WatchShadowRequest { model, variant, interval_ms } = request.into_inner();
+        let interval = match interval_ms {
+            0 => WATCH,
+            ms => Duration::from_millis(ms.into()).max(SHORTEST_WATCH),
+        };
+        // Who watches what is not there is told so at once.
+        self.report(&model, &variant)?;
+        let (models, name) = (Arc::clone(&self.door.models), name(&model)?);
+        let (sender, receiver) = mpsc::channel(1);
+        let stop = self.door.draining.clone();
+        let watch = async move {
+            let mut tick = tokio::time::interval(interval);
+            loop {
+                tokio::select! {
+                    _ = tick.tick() => {}
+                    () = sender.closed() => return,
+                }
+                let Some(report) = report(&models, &name, &variant) else { return };
+                if sender.send(Ok(report)).await.is_err() {
+                    return;
+                }
+            }
+        };
+        self.door.models.tasks.spawn(async move { stop.run_until_cancelled(watch).await });
+        answer(items(receiver))
+    }
+}
+
+/// What the shadows of a route have shown; `None` where there is none that is asked for.
+fn report(models: &Models, name: &ModelName, variant: &str) -> Option<pb::ShadowReportResponse> {
+    let route = models.live_route(name.as_str())?;
+    let lanes =
+        route.shadows().iter().filter(|lane| variant.is_empty() || *lane.shadow.variant.label == *variant);
+    let shadows: Vec<_> = lanes.map(|lane| shadowed(name, lane)).collect();
+    (!shadows.is_empty()).then_some(pb::ShadowReportResponse { shadows })
+}
+
+fn shadowed(name: &ModelName, lane: &Lane) -> pb::Shadowed {
+    let findings = &lane.findings;
+    let found = findings.snapshot();
+    let counts = |counts: BTreeMap<&'static str, u64>| {
+        counts.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect()
+    };
+    let piece = |piece: &Piece| pb::Agreement {
+        at_ms: millis(piece.since),
+        compared: piece.compared,
+        identical: piece.identical,
+    };
+    pb::Shadowed {
+        model: name.to_string(),
+        variant: lane.shadow.variant.label.to_string(),
+        target: lane.shadow.variant.target.to_string(),
+        version: found.version.map_or(0, ModelVersion::get),
+        primaries: found.primaries.iter().map(|(version, count)| (version.get(), *count)).collect(),
+        since_ms: millis(findings.since),
+        at_ms: millis(SystemTime::now()),
+        offered: findings.offered.load(Ordering::Relaxed),
+        dropped: counts(found.dropped),
+        failed: counts(found.failed),
+        explanations: found.explanations.into(),
+        compared: found.compared,
+        identical: found.identical,
+        waiting: findings.waiting.load(Ordering::Relaxed) as u64,
+        running: findings.running.load(Ordering::Relaxed) as u64,
+        primary_ms: quantiles(&found.latency[0]),
+        candidate_ms: quantiles(&found.latency[1]),
+        differences: found.differences,
+        agreement: found.agreement.iter().map(piece).collect(),
+        comparison_json: String::new(),
+    }
+}
+
+fn quantiles(times: &Times) -> Option<pb::Quantiles> {
+    let ms = |q| times.quantile(q).map(|time: Duration| time.as_secs_f64() * 1e3);
+    Some(pb::Quantiles { p50: ms(0.5)?, p90: ms(0.9)?, p95: ms(0.95)?, p99: ms(0.99)? })
+}
+
+fn millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn variant(split: &SplitSpec, stored: &StoredRoute, counts: Counts) -> pb::Variant {

@@ -20,6 +20,7 @@ pub(crate) use stored::Verdict;
 use crate::cache::ResponseCache;
 use crate::dispatch::PreparePool;
 use crate::ensemble::Assembly;
+use crate::shadow::Shadows;
 use crate::traffic::{Asks, Decided, LiveRoute};
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
@@ -306,6 +307,8 @@ pub(crate) struct Models {
     table: ArcSwap<Table>,
     /// What load calls said in place of the folder's. At most one a model that was loaded so.
     said: Mutex<HashMap<ModelName, Arc<Override>>>,
+    /// What the shadows of all models share.
+    pub(crate) shadows: Shadows,
     /// Held while the table is replaced, and never across a wait.
     replacing: Mutex<()>,
     /// One change of a model at a time. As many as there are models, and changes under way.
@@ -336,6 +339,7 @@ impl Models {
         quantum: Duration,
         memory_limits: &BTreeMap<DeviceId, u64>,
         registry: Option<Arc<Registry>>,
+        shadows: Shadows,
     ) -> Self {
         let memory = Memory::new(memory_limits);
         Self {
@@ -347,6 +351,7 @@ impl Models {
             prepare: PreparePool::new(cores()),
             table: ArcSwap::default(),
             said: Mutex::default(),
+            shadows,
             replacing: Mutex::default(),
             changing: DashMap::new(),
             flights: Flights::default(),
@@ -467,6 +472,27 @@ impl Models {
         }
     }
 
+    /// What a route's target means, if that is in memory now.
+    ///
+    /// # Errors
+    /// `NotFound` when it means nothing, `Unavailable` when that is not in memory.
+    pub(crate) fn in_memory(&self, name: &ModelName, target: &route::Target) -> Result<Arc<Served>> {
+        let table = self.table.load();
+        let unknown = || Error::new(ErrorCode::NotFound, format!("unknown model `{name}`"));
+        let known = table.models.get(name.as_str()).ok_or_else(unknown)?;
+        let route = match known.meant(name, target)? {
+            Some(version) => self.find_version(name, known, version)?,
+            None => self.find_highest(name, known)?,
+        };
+        match route {
+            Route::Ready(served) | Route::Meanwhile(served, ..) => Ok(served),
+            Route::Absent(_, version) => Err(Error::new(
+                ErrorCode::Unavailable,
+                format!("model `{name}` version {version} is not in memory"),
+            )),
+        }
+    }
+
     /// Every version of every model with its state, in order.
     pub(crate) fn index(&self) -> Vec<(ModelName, ModelVersion, State)> {
         let table = self.table.load();
@@ -548,6 +574,11 @@ impl Models {
     pub(crate) fn stop(&self) {
         self.stop.cancel();
         self.tasks.close();
+    }
+
+    /// Cancelled when the server stops.
+    pub(crate) fn stopping(&self) -> CancellationToken {
+        self.stop.clone()
     }
 
     /// Lets no request wait for company any more: there will be none.

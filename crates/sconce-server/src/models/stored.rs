@@ -556,7 +556,7 @@ impl Models {
         let before = self.live_route(name.as_str());
         match before {
             Some(before) if before.revision == document.revision => Some(before),
-            before => match LiveRoute::new(document, before.as_deref()) {
+            before => match LiveRoute::new(self, document, before.as_deref()) {
                 Ok(route) => Some(Arc::new(route)),
                 Err(error) => {
                     // Who wrote it knew more than this program does.

@@ -3,7 +3,10 @@
 
 mod tally;
 
-pub(crate) use tally::{Counts, Tally};
+pub(crate) use tally::{Counts, Tally, Times};
+
+use crate::models::Models;
+use crate::shadow::Lane;
 
 use http::HeaderMap;
 use sconce_core::{Error, Result};
@@ -30,6 +33,8 @@ pub(crate) struct LiveRoute {
     table: RoutingTable,
     /// Those that answer, in the order of the splits.
     variants: Vec<Arc<Variant>>,
+    /// Those that see what others answered.
+    shadows: Vec<Arc<Lane>>,
     /// The place of the one with the largest share.
     largest: usize,
 }
@@ -47,7 +52,7 @@ impl LiveRoute {
     ///
     /// # Errors
     /// `Internal` when the document holds no route.
-    pub(crate) fn new(document: &Document, before: Option<&Self>) -> Result<Self> {
+    pub(crate) fn new(models: &Arc<Models>, document: &Document, before: Option<&Self>) -> Result<Self> {
         let route = parse(document)?;
         let table = RoutingTable::new(&route);
         let variant = |variant: &route::Variant| {
@@ -57,16 +62,28 @@ impl LiveRoute {
             Arc::new(Variant { id, label, target, tally })
         };
         let variants = table.variants().iter().map(variant).collect();
+        let lane = |shadow: &route::Shadow| {
+            let before = before.and_then(|before| before.lane(shadow.variant.id));
+            match before {
+                Some(before) if before.shadow == *shadow => Arc::clone(before),
+                _ => {
+                    let before = before.map(|before| &**before);
+                    Arc::new(Lane::start(models, &document.model, shadow.clone(), before))
+                }
+            }
+        };
+        let shadows = table.shadows().iter().map(lane).collect();
         let splits = route.spec().splits.iter().enumerate();
         let largest = splits.max_by(|a, b| a.1.percent.total_cmp(&b.1.percent)).map_or(0, |(at, _)| at);
-        Ok(Self { revision: document.revision, table, variants, largest })
+        Ok(Self { revision: document.revision, table, variants, shadows, largest })
     }
 
     /// Who answers a request that names no version; `None` in a route that has nobody, which is none.
     pub(crate) fn decide(&self, asks: &Asks<'_>) -> Option<Decided> {
         let decision = self.table.route(&Request { asks, random: fastrand::u64(..) });
-        let variant = self.variant(decision.variant?.id)?;
-        Some(Decided { variant: Arc::clone(variant) })
+        let variant = Arc::clone(self.variant(decision.variant?.id)?);
+        let lanes = decision.shadows().filter_map(|shadow| self.lane(shadow.variant.id)).cloned();
+        Some(Decided { variant, lanes: lanes.collect() })
     }
 
     /// What answers most requests.
@@ -79,6 +96,15 @@ impl LiveRoute {
         &self.variants
     }
 
+    /// Those that see what others answered, in the order they were declared.
+    pub(crate) fn shadows(&self) -> &[Arc<Lane>] {
+        &self.shadows
+    }
+
+    fn lane(&self, id: VariantId) -> Option<&Arc<Lane>> {
+        self.shadows.iter().find(|lane| lane.shadow.variant.id == id)
+    }
+
     pub(crate) fn variant(&self, id: VariantId) -> Option<&Arc<Variant>> {
         self.variants.iter().find(|variant| variant.id == id)
     }
@@ -86,7 +112,10 @@ impl LiveRoute {
 
 /// What a route decided of a request.
 pub(crate) struct Decided {
+    /// Who answers.
     pub(crate) variant: Arc<Variant>,
+    /// Who sees the answer.
+    pub(crate) lanes: Vec<Arc<Lane>>,
 }
 
 /// A request as a route sees it.

@@ -8,7 +8,7 @@ mod traffic;
 mod triton;
 
 pub use text::Format;
-pub use traffic::VariantSample;
+pub use traffic::{ShadowSample, VariantSample};
 
 use crate::traces::RecorderSample;
 use prometheus_client::collector::Collector;
@@ -81,6 +81,8 @@ pub struct ServerSample {
     pub connections: (usize, usize),
     /// Calls in progress, and their bound.
     pub streams: (usize, usize),
+    /// Bytes that shadows hold, and their bound.
+    pub shadow_bytes: (usize, usize),
     /// Tenants told apart, and the bound of it.
     pub tenants: (usize, usize),
     /// Requests by tenant; bounded by whoever gives the sample.
@@ -160,6 +162,8 @@ pub struct Scrape {
     pub models: Vec<ModelSample>,
     /// The variants of models that have a route.
     pub variants: Vec<VariantSample>,
+    /// The shadows of models.
+    pub shadows: Vec<ShadowSample>,
     /// Traces and log lines.
     pub recorder: RecorderSample,
     /// The process, where the system tells of it.
@@ -177,6 +181,7 @@ pub struct Scrape {
 pub fn encode(mut scrape: Scrape, format: Format) -> Result<String, fmt::Error> {
     bound(&mut scrape.models);
     traffic::bound(&mut scrape.variants);
+    traffic::bound_shadows(&mut scrape.shadows);
     let of = |model: &ModelSample| {
         let key = (model.model.as_str().into(), model.version.as_str().into());
         scrape.recorder.exemplars.get(&key).copied()
@@ -213,6 +218,7 @@ impl Collector for Scrape {
         self.encode_counters(&mut encoder)?;
         self.encode_histograms(&mut encoder)?;
         self.encode_traffic(&mut encoder)?;
+        self.encode_shadows(&mut encoder)?;
         if self.triton_names { self.encode_triton_names(&mut encoder) } else { Ok(()) }
     }
 }

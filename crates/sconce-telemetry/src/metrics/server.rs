@@ -15,6 +15,7 @@ impl Scrape {
             ("sconce_inflight_bytes", "Bytes of requests in flight", self.server.inflight_bytes),
             ("sconce_connections", "Open connections", self.server.connections),
             ("sconce_streams", "Calls in progress", self.server.streams),
+            ("sconce_shadow_bytes", "Bytes of requests that shadows see", self.server.shadow_bytes),
             ("sconce_tenants", "Tenants told apart", self.server.tenants),
         ];
         for (name, help, (now, limit)) in gauges {

@@ -1,6 +1,6 @@
 //! What is counted of the variants of models that have a route.
 
-use super::{MAX_VERSIONS, OTHER, Scrape};
+use super::{MAX_VERSIONS, OTHER, Scrape, to_i64};
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use sconce_core::DurationHistogram;
@@ -20,6 +20,25 @@ pub struct VariantSample {
     pub errors: BTreeMap<&'static str, u64>,
 }
 
+/// One shadow at the time of a scrape.
+#[derive(Debug, Clone, Default)]
+pub struct ShadowSample {
+    /// The model's name.
+    pub model: String,
+    /// The shadow's label.
+    pub variant: String,
+    /// Answered requests that its sample chose.
+    pub offered: u64,
+    /// What of them was answered and compared.
+    pub compared: u64,
+    /// What never ran, by the reason.
+    pub dropped: BTreeMap<&'static str, u64>,
+    /// What failed, by the name of the status.
+    pub failed: BTreeMap<&'static str, u64>,
+    /// Requests that wait.
+    pub waiting: usize,
+}
+
 /// Adds up what is beyond [`MAX_VERSIONS`], by name.
 pub(super) fn bound(variants: &mut Vec<VariantSample>) {
     variants.sort_by(|a, b| (&a.model, &a.variant).cmp(&(&b.model, &b.variant)));
@@ -37,7 +56,68 @@ pub(super) fn bound(variants: &mut Vec<VariantSample>) {
     variants.push(other);
 }
 
+/// The same of shadows.
+pub(super) fn bound_shadows(shadows: &mut Vec<ShadowSample>) {
+    shadows.sort_by(|a, b| (&a.model, &a.variant).cmp(&(&b.model, &b.variant)));
+    if shadows.len() <= MAX_VERSIONS {
+        return;
+    }
+    let mut other = ShadowSample { model: OTHER.to_owned(), variant: OTHER.to_owned(), ..Default::default() };
+    for shadow in shadows.drain(MAX_VERSIONS..) {
+        other.offered += shadow.offered;
+        other.compared += shadow.compared;
+        other.waiting += shadow.waiting;
+        for (sum, more) in [(&mut other.dropped, shadow.dropped), (&mut other.failed, shadow.failed)] {
+            more.into_iter().for_each(|(reason, count)| *sum.entry(reason).or_default() += count);
+        }
+    }
+    shadows.push(other);
+}
+
 impl Scrape {
+    pub(super) fn encode_shadows(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        type CountOf = fn(&ShadowSample) -> u64;
+        type CountsOf = fn(&ShadowSample) -> &BTreeMap<&'static str, u64>;
+        let labels = |it: &ShadowSample| [("model", it.model.clone()), ("variant", it.variant.clone())];
+        let counters: [(&str, &str, CountOf); 2] = [
+            ("sconce_shadow_offered", "Answered requests that a shadow was to see", |it| it.offered),
+            ("sconce_shadow_compared", "Requests that a shadow answered and that were compared", |it| {
+                it.compared
+            }),
+        ];
+        for (name, help, of) in counters {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for shadow in &self.shadows {
+                family
+                    .encode_family(&labels(shadow))?
+                    .encode_counter::<NoLabelSet, _, u64>(&of(shadow), None)?;
+            }
+        }
+        let counters: [(&str, &str, &str, CountsOf); 2] = [
+            ("sconce_shadow_dropped", "reason", "Requests that a shadow was to see and never ran", |it| {
+                &it.dropped
+            }),
+            ("sconce_shadow_failed", "status", "Requests that a shadow ran and failed", |it| &it.failed),
+        ];
+        for (name, label, help, of) in counters {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for shadow in &self.shadows {
+                for (reason, count) in of(shadow) {
+                    let [model, variant] = labels(shadow);
+                    let labels = [model, variant, (label, (*reason).to_owned())];
+                    family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(count, None)?;
+                }
+            }
+        }
+        let help = "Requests that wait for a shadow";
+        let mut family =
+            encoder.encode_descriptor("sconce_shadow_queue_depth", help, None, MetricType::Gauge)?;
+        for shadow in &self.shadows {
+            family.encode_family(&labels(shadow))?.encode_gauge(&to_i64(shadow.waiting))?;
+        }
+        Ok(())
+    }
+
     pub(super) fn encode_traffic(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "Requests that a route sent to a variant, by status";
         let mut family =

@@ -1,0 +1,148 @@
+//! A shadow's lane: takes what was offered, runs as much of it as the shadow may, and hands on what came of it.
+
+use super::Work;
+use super::breaker::Breaker;
+use super::findings::{Findings, Pair};
+use crate::dispatch::{self, Job, Unseen};
+use crate::models::Models;
+use sconce_core::{Error, ErrorCode, ModelName};
+use sconce_scheduler::{Priority, Tenant};
+use sconce_traffic::route;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// What waited longer than this says nothing of now.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// How long a candidate may take: longer, and it counts as hanging.
+const LONGEST_RUN: Duration = Duration::from_secs(10);
+
+/// Begins to work off what comes in `waiting`, until whoever offers is gone or the server stops.
+pub(super) fn start(
+    models: &Arc<Models>,
+    model: &ModelName,
+    shadow: &route::Shadow,
+    findings: &Arc<Findings>,
+    waiting: mpsc::Receiver<Work>,
+) {
+    let runner = Runner {
+        models: Arc::clone(models),
+        model: model.clone(),
+        shadow: shadow.clone(),
+        findings: Arc::clone(findings),
+    };
+    let stop = models.stopping();
+    models.tasks.spawn(async move { stop.run_until_cancelled(work_off(Arc::new(runner), waiting)).await });
+}
+
+struct Runner {
+    models: Arc<Models>,
+    model: ModelName,
+    shadow: route::Shadow,
+    findings: Arc<Findings>,
+}
+
+/// How a request ended, as far as its lane minds.
+enum Ended {
+    /// It was answered, or refused for want of room; it took so much time of the device.
+    Well(Duration),
+    Failed,
+    Hung,
+}
+
+async fn work_off(runner: Arc<Runner>, mut waiting: mpsc::Receiver<Work>) {
+    let findings = Arc::clone(&runner.findings);
+    let most = runner.shadow.max_concurrency as usize;
+    let (mut running, mut breaker) = (JoinSet::new(), Breaker::default());
+    // When the shadow has had no more than its share of the device's time.
+    let mut even_at = Instant::now();
+    loop {
+        findings.waiting.store(waiting.len(), Ordering::Relaxed);
+        findings.running.store(running.len(), Ordering::Relaxed);
+        let now = Instant::now();
+        let is_even = even_at <= now;
+        tokio::select! {
+            biased;
+            Some(ended) = running.join_next(), if !running.is_empty() => match ended {
+                Ok(Ended::Well(time)) => {
+                    breaker.succeeded();
+                    // What was not used before is no credit.
+                    even_at = even_at.max(now - Duration::from_millis(100)) + time.div_f64(runner.shadow.share) - time;
+                }
+                Ok(Ended::Failed) => breaker.failed(Instant::now()),
+                Ok(Ended::Hung) => breaker.hung(Instant::now()),
+                Err(error) => {
+                    let error = Error::internal("preparing or running it panicked").with_source(error);
+                    findings.failed(&error);
+                    breaker.failed(Instant::now());
+                }
+            },
+            work = waiting.recv(), if running.len() < most && is_even => {
+                let Some(work) = work else { return };
+                if breaker.is_open(now) {
+                    findings.dropped("held_back");
+                } else if work.offered_at.elapsed() > LONGEST_WAIT {
+                    findings.dropped("waited");
+                } else {
+                    let runner = Arc::clone(&runner);
+                    running.spawn(async move { runner.run(work).await });
+                }
+            }
+            () = tokio::time::sleep_until(even_at.into()), if !is_even => {}
+        }
+    }
+}
+
+impl Runner {
+    /// Has the candidate answer one request.
+    async fn run(&self, work: Work) -> Ended {
+        let Work { asked, latency, reservation, .. } = work;
+        let served = match self.models.in_memory(&self.model, &self.shadow.variant.target) {
+            Ok(served) => served,
+            Err(error) => {
+                self.findings.explain(&error);
+                self.findings.dropped("not_ready");
+                return Ended::Well(Duration::ZERO);
+            }
+        };
+        let shadows = &self.models.shadows;
+        // What it holds is counted as long as it is there, whoever holds it.
+        let held = Arc::new(reservation);
+        let job = Job {
+            tensors: asked.tensors.clone(),
+            priority: Priority::LOWEST,
+            arrived_at: Instant::now(),
+            deadline: Some(Instant::now() + LONGEST_RUN),
+            reservation: shadows.budget.empty(),
+            tenant: Tenant::default(),
+            depth: 0,
+        };
+        let (started_at, deadline) = (job.arrived_at, job.deadline);
+        let ran = dispatch::unseen(&self.models, &served, job, &shadows.prepare);
+        let ran = dispatch::within(deadline, ran).await.flatten();
+        let taken = started_at.elapsed();
+        match ran {
+            Err(error) if matches!(error.code(), ErrorCode::ResourceExhausted | ErrorCode::Unavailable) => {
+                self.findings.explain(&error);
+                self.findings.dropped("shed");
+                Ended::Well(Duration::ZERO)
+            }
+            Err(error) => {
+                let hung = error.code() == ErrorCode::DeadlineExceeded;
+                self.findings.failed(&error);
+                let ended = if hung { Ended::Hung } else { Ended::Failed };
+                ended
+            }
+            Ok(Unseen { outputs, reservation, device_time }) => {
+                let (findings, version) = (Arc::clone(&self.findings), served.version);
+                let held = (held, reservation);
+                let pair = Pair { findings, asked, latency, version, outputs, taken, _held: held };
+                // The thread that compares ends last: without it there is nobody to tell.
+                let _ = shadows.pairs.send(pair).await;
+                Ended::Well(device_time)
+            }
+        }
+    }
+}
