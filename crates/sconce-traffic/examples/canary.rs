@@ -6,7 +6,7 @@
 
 use fastrand::Rng;
 use sconce_stats::experiment::proportions_sample_size;
-use sconce_stats::sequential::quantile_ranks;
+use sconce_stats::sequential::{BetaBinomial, quantile_ranks};
 use sconce_stats::sketch::LogSketch;
 use sconce_traffic::rollout::{End, Evidence, Gate, Phase, Plan, Rollout, Stage, Strategy};
 use std::collections::BTreeSet;
@@ -116,6 +116,7 @@ fn simulate(
     let mut evidence = Evidence::default();
     let sketch = || LogSketch::new(0.01, 1e-6, 1e4).unwrap();
     let (mut control, mut candidate) = (sketch(), sketch());
+    let mut next_look = 1;
     for look in 1..=most / LOOK {
         let of_candidate = (LOOK as f64 * percent / 100.0) as u64;
         for at in 0..LOOK {
@@ -132,10 +133,11 @@ fn simulate(
             }
         }
         if matches!(gate, Gate::Latency { .. }) {
-            // A real controller looks every second: a look less often here costs at most one in twenty samples.
-            if look % (1 + look / 20) != 0 {
+            // Sketches are slow to judge: looks that grow rarer cost at most one in twenty samples.
+            if look < next_look {
                 continue;
             }
+            next_look = look + 1 + look / 20;
             evidence.control_latency = Some(control.clone());
             evidence.candidate_latency = Some(candidate.clone());
         }
@@ -154,19 +156,26 @@ fn normal(random: &mut Rng) -> f64 {
     (-2.0 * (1.0 - random.f64()).ln()).sqrt() * (std::f64::consts::TAU * random.f64()).cos()
 }
 
-/// The candidate's samples at which the expected logarithm of the best e-process, less what it costs to learn two rates (half a
-/// logarithm of the samples each), reaches that of twice 1 / ALPHA.
+/// The candidate's samples at which either test of the gate fails if counts are what is expected: the e-process, whose logarithm
+/// grows by the information of a request less what it costs to learn two rates (half a logarithm of the samples each), or the
+/// confidence sequences of both rates, which come apart.
 fn errors_theory(percent: f64) -> f64 {
     let (p, q, share) = (CONTROL_ERRORS, 0.03, percent / 100.0);
     let common = (1.0 - share) * p + share * q;
     let information =
         |rate: f64| rate * (rate / common).ln() + (1.0 - rate) * ((1.0 - rate) / (1.0 - common)).ln();
     let by_request = share * information(q) + (1.0 - share) * information(p);
-    let needed = |n: f64| {
-        (2.0 / ALPHA).ln() + 0.5 * (share * n).ln().max(0.0) + 0.5 * ((1.0 - share) * n).ln().max(0.0)
+    let interval = |rate: f64, n: f64| {
+        let mut state = BetaBinomial::new(0.5, 0.5).unwrap();
+        state.update((rate * n) as u64, (n - (rate * n).floor()) as u64);
+        state.interval(ALPHA / 4.0).unwrap()
     };
-    let requests =
-        (1..100_000_u32).map(|step| f64::from(step) * 10.0).find(|n| n * by_request >= needed(*n)).unwrap();
+    let fails = |n: &f64| {
+        let (ours, theirs) = (share * n, (1.0 - share) * n);
+        let needed = (2.0 / ALPHA).ln() + 0.5 * (ours.ln() + theirs.ln());
+        n * by_request >= needed || interval(q, ours).low > interval(p, theirs).high
+    };
+    let requests = (1..100_000_u32).map(|step| f64::from(step) * 100.0).find(fails).unwrap();
     requests * share
 }
 

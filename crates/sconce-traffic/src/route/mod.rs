@@ -15,7 +15,7 @@ pub use spec::{
     SplitSpec, Sticky,
 };
 
-pub(crate) use spec::hundredths;
+pub(crate) use spec::{check_label, hundredths};
 
 use crate::Problems;
 use buckets::{Buckets, random_bucket, sticky_bucket};

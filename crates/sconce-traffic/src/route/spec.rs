@@ -271,7 +271,7 @@ fn check_variant(place: &str, label: &str, target: &str, problems: &mut Vec<Stri
     }
 }
 
-pub(super) fn check_label(label: &str) -> Result<(), String> {
+pub(crate) fn check_label(label: &str) -> Result<(), String> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     if (1..=MAX_LABEL_BYTES).contains(&label.len()) && label.bytes().all(allowed) {
         return Ok(());
