@@ -153,6 +153,9 @@ fn open_plan(folder: &Folder, default_device: DeviceId, problems: &mut Problems)
     let opened = arch::open(folder, &settings, &mut keys, problems);
     keys.finish(problems);
     let (signature, plan) = opened?;
+    for problem in settings.data_policy.problems(&signature) {
+        problems.push(format!("model.toml: data_policy: {problem}"));
+    }
     if warmup.len() > MAX_WARMUP {
         problems.push(format!(
             "model.toml: `warmup`: expected at most {MAX_WARMUP} requests, got {}",

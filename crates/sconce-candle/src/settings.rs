@@ -1,8 +1,8 @@
 use crate::Problems;
 use crate::device;
 use crate::keys::Keys;
-use sconce_core::DeviceId;
-use std::collections::BTreeMap;
+use sconce_core::{DataPolicy, DeviceId, Keep, abbreviate};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -116,6 +116,8 @@ pub struct ModelSettings {
     pub precision: Precision,
     /// The most bytes of answers that are kept for equal requests. Default none are.
     pub response_cache: Option<usize>,
+    /// What of its tensors may leave the request path. Default nothing.
+    pub data_policy: DataPolicy,
     /// The classes' names, if given.
     pub labels: Option<Vec<String>>,
     /// Figures about the model, such as its accuracy, by name.
@@ -129,6 +131,8 @@ const DEFAULT_BATCH_TOKENS: usize = 16_384;
 const MAX_DESCRIPTION_BYTES: usize = 4096;
 const MAX_TIMEOUT_MS: f64 = 3_600_000.0;
 const MAX_LABELS: usize = 1 << 20;
+/// Bounds of `data_policy.max_tensor_bytes`.
+const TENSOR_BYTES: RangeInclusive<usize> = 1..=64 << 20;
 /// Bounds of `response_cache.max_bytes`.
 const CACHE_BYTES: RangeInclusive<usize> = 1 << 10..=16 << 30;
 
@@ -152,6 +156,7 @@ impl ModelSettings {
             device,
             precision: Precision::F32,
             response_cache: None,
+            data_policy: DataPolicy::default(),
             labels: None,
             metrics: BTreeMap::new(),
         }
@@ -167,6 +172,7 @@ impl ModelSettings {
             }
             settings.description = text;
         }
+        settings.data_policy = read_policy(keys, problems);
         // The rest is about running a model, which an ensemble leaves to its steps; answers are kept a step at a time as well,
         // for other versions may answer the next request.
         if family == Family::Ensemble {
@@ -251,6 +257,46 @@ impl ModelSettings {
     }
 }
 
+/// Takes `data_policy`: a word, or a table that says more.
+fn read_policy(keys: &mut Keys, problems: &mut Problems) -> DataPolicy {
+    let Some(value) = keys.take::<toml::Value>("data_policy", problems) else { return DataPolicy::default() };
+    let table = match value {
+        toml::Value::Table(table) => table,
+        value => {
+            let policy = value.as_str().and_then(DataPolicy::of_word);
+            if policy.is_none() {
+                let got = abbreviate(&value.to_string()).into_owned();
+                let expected = format!("expected \"none\", \"outputs\", \"all\" or a table, got {got}");
+                problems.push(keys.message("data_policy", &expected));
+            }
+            return policy.unwrap_or_default();
+        }
+    };
+    let mut keys = Keys::new(table, "model.toml: data_policy");
+    let mut policy = DataPolicy {
+        inputs: read_keep("inputs", &mut keys, problems),
+        outputs: read_keep("outputs", &mut keys, problems),
+        ..DataPolicy::default()
+    };
+    if let Some(bytes) = keys.take_in("max_tensor_bytes", TENSOR_BYTES, problems) {
+        policy.max_tensor_bytes = bytes;
+    }
+    keys.finish(problems);
+    policy
+}
+
+fn read_keep(key: &'static str, keys: &mut Keys, problems: &mut Problems) -> Keep {
+    match keys.take::<toml::Value>(key, problems) {
+        None | Some(toml::Value::Boolean(false)) => Keep::Nothing,
+        Some(toml::Value::Boolean(true)) => Keep::All,
+        Some(value) => {
+            let names = value.try_into::<BTreeSet<String>>();
+            let expected = |_| keys.message(key, "expected true, false, or a list of names");
+            problems.keep(names.map_err(expected)).map_or(Keep::Nothing, Keep::Only)
+        }
+    }
+}
+
 /// Takes `[response_cache]`.
 fn read_cache(keys: &mut Keys, problems: &mut Problems) -> Option<usize> {
     let table = keys.take::<toml::Table>("response_cache", problems)?;
@@ -267,6 +313,36 @@ fn read_cache(keys: &mut Keys, problems: &mut Problems) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_policy_is_a_word_or_a_table_and_what_is_neither_keeps_nothing() {
+        let read = |text: &str| {
+            let (table, mut problems) = (text.parse().unwrap(), Problems::default());
+            let mut keys = Keys::new(table, "model.toml");
+            (read_policy(&mut keys, &mut problems), problems.count())
+        };
+        assert_eq!(read(""), (DataPolicy::default(), 0));
+        assert_eq!(read("data_policy = 'all'"), (DataPolicy::of_word("all").unwrap(), 0));
+        let (policy, 0) =
+            read("[data_policy]\ninputs = ['age', 'sum']\noutputs = true\nmax_tensor_bytes = 9")
+        else {
+            panic!("a good policy has problems")
+        };
+        assert_eq!(policy.inputs, Keep::Only(["age", "sum"].map(str::to_owned).into()));
+        assert_eq!((policy.outputs, policy.max_tensor_bytes), (Keep::All, 9));
+        for bad in [
+            "data_policy = 'some'",
+            "data_policy = 5",
+            "data_policy = true",
+            "data_policy = { inputs = 'age' }",
+            "data_policy = { outputs = [1] }",
+            "data_policy = { max_tensor_bytes = 0 }",
+            "data_policy = { hash = ['age'] }",
+        ] {
+            let (policy, problems) = read(bad);
+            assert_eq!((policy.keeps_content(), problems), (false, 1), "{bad}");
+        }
+    }
 
     #[test]
     fn a_cache_has_a_bound() {

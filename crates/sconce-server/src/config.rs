@@ -35,6 +35,9 @@ pub struct ServerConfig {
     pub builtin: Vec<String>,
     /// Where models run that do not say it themselves: `cpu` (default) or `cuda:N`.
     pub device: String,
+    /// Whether what models' data policies keep may be kept without being encrypted. Default false: without encryption at rest,
+    /// which there is none of yet, no content is kept.
+    pub allow_plaintext: bool,
     /// Bounds.
     pub limits: Limits,
     /// How models and tenants share a device.
@@ -96,6 +99,7 @@ impl Default for ServerConfig {
             model_memory_bytes: BTreeMap::new(),
             builtin: Vec::new(),
             device: "cpu".to_owned(),
+            allow_plaintext: false,
             limits: Limits::default(),
             scheduling: Scheduling::default(),
             tenants: Tenants::default(),

@@ -1,6 +1,7 @@
 //! What every listener shares.
 
 use crate::config::{Limits, Metrics};
+use crate::content::Content;
 use crate::dispatch::PreparePool;
 use crate::models::{Account, Models, Said, State, UNLOADED};
 use crate::process;
@@ -23,6 +24,9 @@ use tonic_health::server::HealthReporter;
 /// The server behind its listeners.
 pub(crate) struct Door {
     pub(crate) models: Arc<Models>,
+    /// What may be kept of requests.
+    #[allow(dead_code, reason = "what keeps content comes next")]
+    pub(crate) content: Content,
     pub(crate) limits: Limits,
     pub(crate) budget: ByteBudget,
     pub(crate) connections: Arc<Semaphore>,
@@ -65,6 +69,7 @@ const SERVICE: &str = "inference.GRPCInferenceService";
 impl Door {
     pub(crate) fn new(
         models: Arc<Models>,
+        content: Content,
         limits: Limits,
         tenants: &Tenants,
         health: HealthReporter,
@@ -74,6 +79,7 @@ impl Door {
         Self {
             prepare: models.prepare.clone(),
             models,
+            content,
             budget: ByteBudget::new(limits.max_inflight_bytes),
             connections: Arc::new(Semaphore::new(limits.max_connections)),
             streams: Arc::new(Semaphore::new(limits.max_streams)),

@@ -5,6 +5,8 @@
 pub mod bench;
 mod cache;
 mod config;
+#[allow(dead_code, reason = "what keeps content comes next")]
+mod content;
 mod dispatch;
 mod door;
 mod ensemble;
@@ -22,6 +24,7 @@ pub use sconce_telemetry::logs;
 pub use config::{ConfigError, Limits, Log, Metrics, Scheduling, ServerConfig, Traces};
 pub use tenants::{Quota, Tenants};
 
+use content::Content;
 use door::Door;
 use grpc::{Listener, Role};
 use models::Models;
@@ -120,8 +123,15 @@ impl Server {
             shadows,
         ));
         let (health, health_service) = tonic_health::server::health_reporter();
-        let door =
-            Arc::new(Door::new(models, config.limits, &config.tenants, health, recorder, config.metrics));
+        let door = Arc::new(Door::new(
+            models,
+            Content::new(config.allow_plaintext),
+            config.limits,
+            &config.tenants,
+            health,
+            recorder,
+            config.metrics,
+        ));
         door.report_health().await;
         let inference = Listener::new(
             Arc::clone(&door),
