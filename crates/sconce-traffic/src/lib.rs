@@ -1,12 +1,15 @@
 //! Decisions about traffic: who answers a request, and what that shows.
 //!
 //! [`route`] sends each request to a variant of its model, [`compare`] holds two models' answers to the same requests beside each
-//! other, [`rollout`] moves traffic to a candidate while the evidence holds, and
-//! [`experiment`] finds which variant does better by what its users do. Everything here is pure: it does no I/O, reads no clock and draws no
-//! random numbers. `now` and what is random are arguments, and what must outlast a restart is plain data that serializes.
+//! other, [`rollout`] moves traffic to a candidate while the evidence holds, [`experiment`] finds which variant does better by what
+//! its users do, [`defer`] leaves to people what a model is not sure of, and [`judge`] is Kayenta's. Everything here is pure: it
+//! does no I/O, reads no clock and draws no random numbers. `now` and what is random are arguments, and what must outlast a restart
+//! is plain data that serializes.
 
 pub mod compare;
+pub mod defer;
 pub mod experiment;
+pub mod judge;
 pub mod rollout;
 pub mod route;
 
