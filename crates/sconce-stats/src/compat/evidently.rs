@@ -10,7 +10,7 @@ use crate::TestResult;
 use crate::bins::{BinRule, bin_edges, counts};
 use crate::counts::{Divergence, fisher_exact, goodness_of_fit};
 use crate::distance::{self, Metric, centroid_distance};
-use crate::error::{Result, StatsError, at_least, finite};
+use crate::error::{Result, StatsError, at_least, finite, same_length};
 use crate::special::normal_cdf;
 use crate::two_sample::{
     Alternative, Continuity, Method, TieRule, Variances, anderson_darling, cramer_von_mises, epps_singleton,
@@ -26,6 +26,9 @@ const FEW_VALUES: usize = 5;
 const FEW_BINS: usize = 20;
 /// A dataset has drifted if this share of its columns has.
 pub const DRIFT_SHARE: f64 = 0.5;
+
+const KINDS_DIFFER: StatsError =
+    StatsError::Undefined { reason: "the test does not take columns of this kind, or of different kinds" };
 
 /// What a column holds, as Evidently declares it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -348,7 +351,7 @@ pub fn embedding_drift(
     at_least("current", current.len(), 1)?;
     at_least("columns", reference[0].len(), 1)?;
     for row in reference.iter().chain(current) {
-        crate::error::same_length(("first row", reference[0].len()), ("row", row.len()))?;
+        same_length(("first row", reference[0].len()), ("row", row.len()))?;
         finite("row", row)?;
     }
     let column = |sample: &[Vec<f64>], at: usize| -> Vec<f64> { sample.iter().map(|row| row[at]).collect() };
@@ -399,9 +402,6 @@ fn median_distance(reference: &[Vec<f64>], current: &[Vec<f64>]) -> Result<f64> 
     distances.sort_unstable_by(f64::total_cmp);
     Ok(crate::bins::quantile_of_sorted(&distances, 0.5))
 }
-
-const KINDS_DIFFER: StatsError =
-    StatsError::Undefined { reason: "the test does not take columns of this kind, or of different kinds" };
 
 fn rows(column: Column<'_>) -> usize {
     match column {
@@ -569,7 +569,7 @@ fn z(reference: Column<'_>, current: Column<'_>) -> Result<f64> {
 
 fn fisher(reference: Column<'_>, current: Column<'_>) -> Result<f64> {
     let (n, m) = (rows(reference), rows(current));
-    crate::error::same_length(("reference", n), ("current", m))?;
+    same_length(("reference", n), ("current", m))?;
     let (x, y) = category_counts(reference, current)?;
     let missing = x.iter().chain(&y).sum::<f64>() < (n + m) as f64;
     let infinite = |column: Column<'_>| match column {
