@@ -1,15 +1,8 @@
-//! Evidently 0.7: its drift tests by name, its choice of a test, and its verdict over a dataset.
-//!
-//! Known defects that are reproduced: Mann–Whitney looks one way only; chi-square takes the reference for exact and has no
-//! answer for constants; G and chi-square refuse what does not add up; bins come from the pooled data and their number from
-//! Sturges whatever was asked for; empty bins are filled without taking anything from the others; the tail of z is cut at
-//! 1e-16; nothing is corrected for the number of columns. Tests whose p-value depends on NumPy's random numbers (TVD, MMD,
-//! text) have their statistic here, or their name alone.
-
+use super::{Column, KINDS_DIFFER, Score, Test};
 use crate::TestResult;
 use crate::bins::{BinRule, bin_edges, counts};
 use crate::counts::{Divergence, fisher_exact, goodness_of_fit};
-use crate::distance::{self, Metric, centroid_distance};
+use crate::distance;
 use crate::error::{Result, StatsError, at_least, finite, same_length};
 use crate::special::normal_cdf;
 use crate::two_sample::{
@@ -18,152 +11,8 @@ use crate::two_sample::{
 };
 use std::collections::BTreeMap;
 
-/// References of more rows than this are judged by distances, smaller ones by p-values.
-const LARGE: usize = 1_000;
-/// Numerical columns with so few distinct values are judged as categories.
-const FEW_VALUES: usize = 5;
 /// Numerical references with so few distinct values are not binned.
 const FEW_BINS: usize = 20;
-/// A dataset has drifted if this share of its columns has.
-pub const DRIFT_SHARE: f64 = 0.5;
-
-const KINDS_DIFFER: StatsError =
-    StatsError::Undefined { reason: "the test does not take columns of this kind, or of different kinds" };
-
-/// What a column holds, as Evidently declares it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Numbers.
-    Numerical,
-    /// Categories, numbers or not.
-    Categorical,
-    /// Free text.
-    Text,
-}
-
-/// One column of a dataset.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Column<'a> {
-    /// Numbers; NaN is a missing one.
-    Numerical(&'a [f64]),
-    /// Categories; `None` is a missing one.
-    Categorical(&'a [Option<&'a str>]),
-}
-
-/// A drift test, by Evidently's names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "each is the test of that name")]
-pub enum Test {
-    AndersonDarling,
-    ChiSquare,
-    CramerVonMises,
-    EnergyDistance,
-    EppsSingleton,
-    FisherExact,
-    GTest,
-    Hellinger,
-    JensenShannon,
-    KolmogorovSmirnov,
-    KullbackLeibler,
-    MannWhitney,
-    Psi,
-    StudentT,
-    /// Of text, by a classifier against a threshold. Only its name is here.
-    TextAbsolute,
-    /// Of text, by a classifier against chance. Only its name is here.
-    TextPercentile,
-    Wasserstein,
-    Z,
-}
-
-impl Test {
-    /// The name in Evidently's options.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::AndersonDarling => "anderson",
-            Self::ChiSquare => "chisquare",
-            Self::CramerVonMises => "cramer_von_mises",
-            Self::EnergyDistance => "ed",
-            Self::EppsSingleton => "es",
-            Self::FisherExact => "fisher_exact",
-            Self::GTest => "g_test",
-            Self::Hellinger => "hellinger",
-            Self::JensenShannon => "jensenshannon",
-            Self::KolmogorovSmirnov => "ks",
-            Self::KullbackLeibler => "kl_div",
-            Self::MannWhitney => "mannw",
-            Self::Psi => "psi",
-            Self::StudentT => "t_test",
-            Self::TextAbsolute => "abs_text_content_drift",
-            Self::TextPercentile => "perc_text_content_drift",
-            Self::Wasserstein => "wasserstein",
-            Self::Z => "z",
-        }
-    }
-
-    /// The name in Evidently's reports.
-    pub fn display_name(self) -> &'static str {
-        match self {
-            Self::AndersonDarling => "Anderson-Darling",
-            Self::ChiSquare => "chi-square p_value",
-            Self::CramerVonMises => "Cramer-von Mises",
-            Self::EnergyDistance => "Energy-distance",
-            Self::EppsSingleton => "Epps-Singleton",
-            Self::FisherExact => "Fisher's Exact test",
-            Self::GTest => "g_test",
-            Self::Hellinger => "Hellinger distance",
-            Self::JensenShannon => "Jensen-Shannon distance",
-            Self::KolmogorovSmirnov => "K-S p_value",
-            Self::KullbackLeibler => "Kullback-Leibler divergence",
-            Self::MannWhitney => "Mann-Whitney U-rank test",
-            Self::Psi => "PSI",
-            Self::StudentT => "t_test",
-            Self::TextAbsolute => "Absolute text content drift",
-            Self::TextPercentile => "Percentile text content drift",
-            Self::Wasserstein => "Wasserstein distance (normed)",
-            Self::Z => "Z-test p_value",
-        }
-    }
-
-    /// The threshold of the score unless another is set: above it distances have drifted, below it p-values.
-    pub fn threshold(self) -> f64 {
-        match self {
-            Self::ChiSquare | Self::KolmogorovSmirnov | Self::Z => 0.05,
-            Self::EppsSingleton | Self::MannWhitney | Self::StudentT => 0.05,
-            Self::TextAbsolute => 0.55,
-            Self::TextPercentile => 0.95,
-            _ => 0.1,
-        }
-    }
-}
-
-/// What a test says of a column.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Score {
-    /// A distance or a p-value; NaN where Evidently's is.
-    pub score: f64,
-    /// Whether that is drift.
-    pub drifted: bool,
-}
-
-/// The test that Evidently chooses, given the rows of the reference and the distinct values of both samples together.
-pub fn default_test(kind: Kind, reference_rows: usize, distinct: usize) -> Test {
-    let large = reference_rows > LARGE;
-    match kind {
-        Kind::Text if large => Test::TextAbsolute,
-        Kind::Text => Test::TextPercentile,
-        Kind::Numerical if distinct > FEW_VALUES => {
-            if large {
-                Test::Wasserstein
-            } else {
-                Test::KolmogorovSmirnov
-            }
-        }
-        _ if large => Test::JensenShannon,
-        _ if distinct > 2 => Test::ChiSquare,
-        _ => Test::Z,
-    }
-}
 
 /// Applies a test to the columns as they are, missing values included where the test takes them.
 ///
@@ -217,74 +66,6 @@ pub fn score(test: Test, reference: Column<'_>, current: Column<'_>, threshold: 
     Ok(Score { score, drifted })
 }
 
-/// What Evidently's preset says of one column.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ColumnDrift {
-    /// The test it chose.
-    pub test: Test,
-    /// What that said, at its own threshold.
-    pub score: Score,
-}
-
-/// What Evidently's preset says of a dataset.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DatasetDrift {
-    /// One for each column, in order.
-    pub columns: Vec<ColumnDrift>,
-    /// How many have drifted.
-    pub drifted_columns: usize,
-    /// Their share.
-    pub share: f64,
-    /// Whether that is at least [`DRIFT_SHARE`].
-    pub drifted: bool,
-}
-
-/// The data drift preset: missing and infinite values dropped, a test chosen for each column, the share of those that drifted.
-///
-/// # Errors
-///
-/// No columns, and what [`score`] refuses of any.
-pub fn dataset_drift(columns: &[(Column<'_>, Column<'_>)]) -> Result<DatasetDrift> {
-    at_least("columns", columns.len(), 1)?;
-    let columns: Vec<ColumnDrift> = columns
-        .iter()
-        .map(|&(reference, current)| column_drift(reference, current))
-        .collect::<Result<_>>()?;
-    let drifted_columns = columns.iter().filter(|column| column.score.drifted).count();
-    let share = drifted_columns as f64 / columns.len() as f64;
-    Ok(DatasetDrift { columns, drifted_columns, share, drifted: share >= DRIFT_SHARE })
-}
-
-fn column_drift(reference: Column<'_>, current: Column<'_>) -> Result<ColumnDrift> {
-    let judge = |kind, reference: Column<'_>, current: Column<'_>| {
-        let test = default_test(kind, rows(reference), category_counts(reference, current)?.0.len());
-        Ok(ColumnDrift { test, score: score(test, reference, current, test.threshold())? })
-    };
-    match (reference, current) {
-        (Column::Numerical(reference), Column::Numerical(current)) => {
-            let present = |sample: &[f64]| -> Vec<f64> {
-                sample.iter().copied().filter(|value| value.is_finite()).collect()
-            };
-            let (reference, current) = (present(reference), present(current));
-            judge(Kind::Numerical, Column::Numerical(&reference), Column::Numerical(&current))
-        }
-        (Column::Categorical(reference), Column::Categorical(current)) => {
-            let present = |sample: &[Option<&'_ str>]| sample.iter().any(Option::is_none);
-            if !present(reference) && !present(current) {
-                return judge(
-                    Kind::Categorical,
-                    Column::Categorical(reference),
-                    Column::Categorical(current),
-                );
-            }
-            let kept: Vec<Option<&str>> = reference.iter().copied().filter(Option::is_some).collect();
-            let also_kept: Vec<Option<&str>> = current.iter().copied().filter(Option::is_some).collect();
-            judge(Kind::Categorical, Column::Categorical(&kept), Column::Categorical(&also_kept))
-        }
-        _ => Err(KINDS_DIFFER),
-    }
-}
-
 /// The statistic of the MMD test of one numerical column: unbiased, its bandwidth from the distances within the reference.
 ///
 /// # Errors
@@ -320,90 +101,7 @@ pub fn total_variation_statistic(reference: Column<'_>, current: Column<'_>) -> 
     distance::total_variation(&p, &q)
 }
 
-/// How embeddings are compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EmbeddingMethod {
-    /// The euclidean distance between the means, drift above 0.2.
-    Euclidean,
-    /// One less the cosine of the angle between them, drift above 0.2.
-    Cosine,
-    /// The sum of the differences between them, drift above 0.2.
-    CityBlock,
-    /// The largest of the differences between them, drift above 0.2.
-    Chebyshev,
-    /// The share of components that drifted by [`Test::Wasserstein`], drift above 0.2.
-    Ratio,
-    /// The maximum mean discrepancy, not below 0, drift above 0.015. All rows set the bandwidth; Evidently draws 1,000.
-    Mmd,
-}
-
-/// Compares embeddings, one a row.
-///
-/// # Errors
-///
-/// No rows (two for MMD), rows without or of different length, values that are not finite, too many rows for MMD.
-pub fn embedding_drift(
-    method: EmbeddingMethod,
-    reference: &[Vec<f64>],
-    current: &[Vec<f64>],
-) -> Result<Score> {
-    at_least("reference", reference.len(), 1)?;
-    at_least("current", current.len(), 1)?;
-    at_least("columns", reference[0].len(), 1)?;
-    for row in reference.iter().chain(current) {
-        same_length(("first row", reference[0].len()), ("row", row.len()))?;
-        finite("row", row)?;
-    }
-    let column = |sample: &[Vec<f64>], at: usize| -> Vec<f64> { sample.iter().map(|row| row[at]).collect() };
-    let columns = 0..reference[0].len();
-    let score = match method {
-        EmbeddingMethod::Ratio => {
-            let mut drifted = 0.0;
-            for at in columns.clone() {
-                let (reference, current) = (column(reference, at), column(current, at));
-                let test = Test::Wasserstein;
-                let score = score(
-                    test,
-                    Column::Numerical(&reference),
-                    Column::Numerical(&current),
-                    test.threshold(),
-                )?;
-                drifted += f64::from(u8::from(score.drifted));
-            }
-            drifted / columns.len() as f64
-        }
-        EmbeddingMethod::Mmd => {
-            let bandwidth = median_distance(reference, current)? * 0.5_f64.sqrt();
-            distance::mmd_unbiased(reference, current, bandwidth)?
-        }
-        EmbeddingMethod::Euclidean => centroid_distance(Metric::Euclidean, reference, current)?,
-        EmbeddingMethod::Cosine => centroid_distance(Metric::Cosine, reference, current)?,
-        EmbeddingMethod::CityBlock => centroid_distance(Metric::CityBlock, reference, current)?,
-        EmbeddingMethod::Chebyshev => centroid_distance(Metric::Chebyshev, reference, current)?,
-    };
-    let threshold = if method == EmbeddingMethod::Mmd { 0.015 } else { 0.2 };
-    let shown = if method == EmbeddingMethod::Mmd { score.max(0.0) } else { score };
-    Ok(Score { score: shown, drifted: score > threshold })
-}
-
-/// The median distance of a row of the reference from one of the current window.
-fn median_distance(reference: &[Vec<f64>], current: &[Vec<f64>]) -> Result<f64> {
-    const MOST_PAIRS: usize = 20_000_000;
-    let pairs = reference.len().saturating_mul(current.len());
-    if pairs > MOST_PAIRS {
-        return Err(StatsError::TooMany { name: "pairs of rows", most: MOST_PAIRS, got: pairs });
-    }
-    let mut distances: Vec<f64> = reference
-        .iter()
-        .flat_map(|a| {
-            current.iter().map(move |b| a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt())
-        })
-        .collect();
-    distances.sort_unstable_by(f64::total_cmp);
-    Ok(crate::bins::quantile_of_sorted(&distances, 0.5))
-}
-
-fn rows(column: Column<'_>) -> usize {
+pub(super) fn rows(column: Column<'_>) -> usize {
     match column {
         Column::Numerical(values) => values.len(),
         Column::Categorical(values) => values.len(),
@@ -440,7 +138,7 @@ fn numerical(test: Test, reference: Column<'_>, current: Column<'_>) -> Result<f
 }
 
 /// How often each value that is not missing occurs in either sample, in the order of the values.
-fn category_counts(reference: Column<'_>, current: Column<'_>) -> Result<(Vec<f64>, Vec<f64>)> {
+pub(super) fn category_counts(reference: Column<'_>, current: Column<'_>) -> Result<(Vec<f64>, Vec<f64>)> {
     fn count<K: Ord>(x: impl Iterator<Item = K>, y: impl Iterator<Item = K>) -> (Vec<f64>, Vec<f64>) {
         let mut counts: BTreeMap<K, [f64; 2]> = BTreeMap::new();
         for key in x {
@@ -590,23 +288,6 @@ fn fisher(reference: Column<'_>, current: Column<'_>) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_dataset_verdict_drops_what_is_missing() {
-        let x: Vec<f64> = (0..50).map(f64::from).collect();
-        let holed: Vec<f64> = x.iter().copied().chain([f64::NAN, f64::INFINITY]).collect();
-        let categories = [Some("a"), Some("b"), None, Some("a")];
-        let columns = [
-            (Column::Numerical(&x), Column::Numerical(&holed)),
-            (Column::Categorical(&categories), Column::Categorical(&categories)),
-        ];
-        let drift = dataset_drift(&columns).unwrap();
-        assert_eq!(drift.columns[0].score.score, 1.0);
-        assert_eq!(drift.columns[1].test, Test::Z);
-        assert!(!drift.drifted && drift.drifted_columns == 0);
-        assert!(dataset_drift(&[]).is_err());
-        assert!(dataset_drift(&[(Column::Numerical(&x), Column::Categorical(&categories))]).is_err());
-    }
 
     #[test]
     fn numbers_are_categories_in_their_own_order() {
