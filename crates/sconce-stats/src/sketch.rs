@@ -64,16 +64,27 @@ impl LogSketch {
     /// # Errors
     /// A value that is negative or not finite.
     pub fn update(&mut self, value: f64) -> Result<()> {
+        self.update_times(value, 1)
+    }
+
+    /// Takes a value as often as `times`: what another histogram counted, whose own error then adds to this one's.
+    ///
+    /// # Errors
+    /// A value that is negative or not finite.
+    pub fn update_times(&mut self, value: f64, times: u64) -> Result<()> {
         in_range("value", value, value >= 0.0 && value.is_finite(), "a finite number of at least 0")?;
-        self.count += 1;
+        if times == 0 {
+            return Ok(());
+        }
+        self.count += times;
         self.smallest = self.smallest.min(value);
         self.largest = self.largest.max(value);
         if value < self.least {
-            self.below += 1;
+            self.below += times;
         } else {
             let index = self.index(value.min(self.most));
             self.make_room(index, index);
-            self.buckets[index - self.first] += 1;
+            self.buckets[index - self.first] += times;
         }
         Ok(())
     }
@@ -192,6 +203,18 @@ mod tests {
 
     fn sketch() -> LogSketch {
         LogSketch::new(0.01, 1e-3, 1e6).unwrap()
+    }
+
+    #[test]
+    fn a_value_many_times_is_as_many_values() {
+        let mut once = LogSketch::new(0.01, 1e-3, 1e3).unwrap();
+        let mut often = once.clone();
+        for (value, times) in [(0.0, 3), (0.5, 7), (5e3, 2), (1.0, 0)] {
+            (0..times).for_each(|_| once.update(value).unwrap());
+            often.update_times(value, times).unwrap();
+        }
+        assert_eq!(once, often);
+        assert!(often.update_times(-1.0, 1).is_err());
     }
 
     #[test]

@@ -278,6 +278,22 @@ mod tests {
     }
 
     #[test]
+    fn merged_asymptotic_means_are_one_of_all_values() {
+        let values: Vec<f64> = (0..100).map(|at| f64::from(at * 37 % 101)).collect();
+        let of = |values: &[f64], rho: f64| {
+            let mut mean = AsymptoticMean::new(rho).unwrap();
+            values.iter().for_each(|value| mean.update(*value).unwrap());
+            mean
+        };
+        let mut merged = of(&values[..30], 0.2);
+        merged.merge(&of(&[], 0.2)).unwrap();
+        merged.merge(&of(&values[30..], 0.2)).unwrap();
+        let (merged, whole) = (merged.interval(0.05).unwrap(), of(&values, 0.2).interval(0.05).unwrap());
+        assert!((merged.centre - whole.centre).abs() < 1e-9 && (merged.radius - whole.radius).abs() < 1e-9);
+        assert!(of(&values, 0.2).merge(&of(&values, 0.3)).is_err());
+    }
+
+    #[test]
     fn bounded_means_are_missed_in_at_most_alpha_of_the_runs_ever() {
         for rate in [0.02, 0.5] {
             let share = missed(rate, 500, |random, steps, see| {
