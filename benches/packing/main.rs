@@ -14,7 +14,7 @@ use lengths::Lengths;
 use padded::{Padded, Padding};
 use sconce_candle::Package;
 use sconce_core::{Batch, ByteBudget, DataType, DeviceId, InferOutput, LoadedModel, ModelInput, Tensor};
-use sconce_scheduler::{BatchPolicy, Device, Priority, Scheduler, Submission, Tenant};
+use sconce_scheduler::{BatchPolicy, Class, Device, Priority, Scheduler, Submission, Tenant};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -145,6 +145,7 @@ async fn turn(
             input: inputs[number % inputs.len()].clone(),
             priority: Priority::default(),
             tenant: Tenant::default(),
+            class: Class::Primary,
             deadline: None,
             arrived_at: Instant::now(),
             prepare_time: Duration::ZERO,

@@ -1,7 +1,7 @@
 use crate::batcher::RIVALRY;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -75,6 +75,18 @@ impl Arbiter {
         Claim::Wait(ticket)
     }
 
+    /// A slot for work that nobody waits for, if one is free and nobody stands in line. It is no client's, and counts for none.
+    pub fn claim_idle(&mut self) -> bool {
+        let is_idle = self.free > 0 && self.clients.iter().all(|client| client.tickets.is_empty());
+        self.free -= usize::from(is_idle);
+        is_idle
+    }
+
+    /// Gives back a slot of [`claim_idle`](Self::claim_idle); it passes to the ticket that is returned, if any waits.
+    pub fn release_idle(&mut self) -> Option<Ticket> {
+        self.pass_on()
+    }
+
     /// A client of `weight` that no other waits for has used a slot of its for `used`, and keeps it.
     pub fn charge(&mut self, client: ClientId, weight: f32, used: Duration) {
         if let Some(client) = self.clients.iter_mut().find(|known| known.id == client) {
@@ -90,6 +102,11 @@ impl Arbiter {
             client.held = client.held.saturating_sub(1);
             client.virtual_time += over(used, weight);
         }
+        self.pass_on()
+    }
+
+    /// A slot that came free goes to whoever had least of those who wait.
+    fn pass_on(&mut self) -> Option<Ticket> {
         let waiting = self.clients.iter_mut().filter(|client| !client.tickets.is_empty());
         let next = waiting.min_by(|a, b| a.virtual_time.total_cmp(&b.virtual_time));
         let granted = next.and_then(|client| {
@@ -131,6 +148,14 @@ struct State {
     /// Who asked last, and when there last was someone else.
     client: Option<ClientId>,
     rivals_at: Option<Instant>,
+    /// Who has shadow work, and is to be told when a slot is free and nobody waits for it. At most one entry a model version.
+    shadows: Vec<Weak<dyn AwaitsIdle>>,
+}
+
+/// Whoever has work for a device that nobody else wants.
+pub(crate) trait AwaitsIdle: Send + Sync {
+    /// The device may be idle. Called without any lock of the device's.
+    fn may_be_idle(&self);
 }
 
 impl State {
@@ -160,6 +185,7 @@ impl Device {
                 waiting: Vec::new(),
                 client: None,
                 rivals_at: None,
+                shadows: Vec::new(),
             }),
             waiting: AtomicUsize::new(0),
             next_client: AtomicUsize::new(0),
@@ -190,6 +216,32 @@ impl Device {
             drop(state);
         }
         self.slot(client, weight)
+    }
+
+    /// A slot for shadow work, if one is free and nobody stands in line for it; else `waiter` is told when that may be so.
+    pub(crate) fn acquire_idle(&self, waiter: &Weak<dyn AwaitsIdle>) -> Option<IdleSlot<'_>> {
+        let mut state = self.lock();
+        if state.arbiter.claim_idle() {
+            return Some(IdleSlot(self));
+        }
+        if !state.shadows.iter().any(|known| known.ptr_eq(waiter)) {
+            state.shadows.push(Weak::clone(waiter));
+        }
+        None
+    }
+
+    /// Wakes the thread that was granted a slot; tells those with shadow work where none was.
+    fn hand_over(&self, mut state: MutexGuard<'_, State>, granted: Option<Ticket>) {
+        if let Some(place) = state.waiting.iter().position(|(waiting, _)| Some(*waiting) == granted) {
+            let (_, thread) = state.waiting.swap_remove(place);
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            drop(state);
+            thread.unpark();
+        } else if !state.shadows.is_empty() {
+            let shadows = std::mem::take(&mut state.shadows);
+            drop(state);
+            shadows.iter().filter_map(Weak::upgrade).for_each(|waiter| waiter.may_be_idle());
+        }
     }
 
     fn enter(&self, state: &mut State, ticket: Ticket) {
@@ -261,12 +313,19 @@ impl Drop for Slot<'_> {
         let used = self.since.elapsed();
         let mut state = self.device.lock();
         let granted = state.arbiter.release(self.client, self.weight, used);
-        if let Some(place) = state.waiting.iter().position(|(waiting, _)| Some(*waiting) == granted) {
-            let (_, thread) = state.waiting.swap_remove(place);
-            self.device.waiting.fetch_sub(1, Ordering::Relaxed);
-            drop(state);
-            thread.unpark();
-        }
+        self.device.hand_over(state, granted);
+    }
+}
+
+/// A slot that shadow work has, given back on drop.
+#[derive(Debug)]
+pub(crate) struct IdleSlot<'a>(&'a Device);
+
+impl Drop for IdleSlot<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        let granted = state.arbiter.release_idle();
+        self.0.hand_over(state, granted);
     }
 }
 
@@ -294,6 +353,22 @@ mod tests {
         assert_eq!(order[0], modest_ticket, "the second model is next, however many the first has in line");
         assert_eq!(order[1..], greedy_tickets);
         assert_eq!(arbiter.claim(modest), Claim::Granted, "the last release freed the slot");
+    }
+
+    #[test]
+    fn shadow_work_has_what_nobody_else_wants_and_counts_for_nobody() {
+        let mut arbiter = Arbiter::new(2);
+        let (one, other) = (ClientId(0), ClientId(1));
+        assert_eq!(arbiter.claim(one), Claim::Granted);
+        assert!(arbiter.claim_idle(), "a slot is free");
+        assert!(!arbiter.claim_idle(), "none is left");
+        let Claim::Wait(ticket) = arbiter.claim(other) else { panic!("no slot is free") };
+        assert_eq!(arbiter.release_idle(), Some(ticket), "whoever waits gets it");
+        let Claim::Wait(second) = arbiter.claim(one) else { panic!("no slot is free") };
+        assert_eq!(arbiter.release(other, 1.0, MS), Some(second));
+        assert_eq!(arbiter.release(one, 1.0, MS), None);
+        assert!(arbiter.claim_idle());
+        assert_eq!(arbiter.release_idle(), None);
     }
 
     #[test]

@@ -55,6 +55,16 @@ impl Default for Tenant {
     }
 }
 
+/// What a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Class {
+    /// Somebody waits for its answer.
+    #[default]
+    Primary,
+    /// Its answer is for comparison alone: it runs while nobody else wants the device, and gives way first.
+    Shadow,
+}
+
 /// One waiting request.
 #[derive(Debug)]
 pub struct Entry<T> {

@@ -17,5 +17,5 @@ mod worker;
 pub use arbiter::{Arbiter, Claim, ClientId, Device, Ticket};
 pub use batcher::{BatchPolicy, Batcher, Dispatch, Due, PATIENCE};
 pub use cost::{CostModel, CostReport, Work};
-pub use entry::{Entry, Priority, Refusal, Tenant};
+pub use entry::{Class, Entry, Priority, Refusal, Tenant};
 pub use scheduler::{Reply, Scheduler, Submission};

@@ -1,13 +1,13 @@
-use crate::arbiter::{ClientId, Device};
+use crate::arbiter::{AwaitsIdle, ClientId, Device, IdleSlot};
 use crate::batcher::{BatchPolicy, Batcher, Dispatch, Due};
 use crate::cost::{CostReport, Work};
-use crate::entry::{Entry, Priority, Refusal, Tenant};
+use crate::entry::{Class, Entry, Priority, Refusal, Tenant};
 use crate::worker;
 use sconce_core::{
     Error, ErrorCode, ExecutionRecord, FailReason, InferOutput, LoadedModel, ModelInput, ModelStats,
     Reservation, Result,
 };
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -22,6 +22,8 @@ pub struct Submission {
     pub priority: Priority,
     /// Whose it is.
     pub tenant: Tenant,
+    /// Whether anybody waits for its answer.
+    pub class: Class,
     /// After this the answer is worthless.
     pub deadline: Option<Instant>,
     /// When the request came through the front door.
@@ -57,15 +59,33 @@ pub(crate) struct Shared {
     /// Its share of the device.
     pub(crate) weight: f32,
     queue: Mutex<Queue>,
+    /// Itself, as who awaits an idle device.
+    this: Weak<dyn AwaitsIdle>,
     wake: Condvar,
     /// The runtime the callers wait on, if they do.
     pub(crate) runtime: Option<Handle>,
-    stats: Mutex<ModelStats>,
+    /// Of primary and of shadow work.
+    stats: [Mutex<ModelStats>; 2],
     max_rows: usize,
 }
 
+/// What a worker does next.
+pub(crate) enum Turn<'a> {
+    /// A batch that somebody waits for is due.
+    Primary,
+    /// Nobody wants this slot but shadow work.
+    Shadow(IdleSlot<'a>),
+    /// Closed, and nothing waits any more.
+    End,
+}
+
+/// The number of the first batch of shadow work: batches of a version have each a number of their own.
+const FIRST_SHADOW_BATCH: u64 = 1 << 62;
+
 pub(crate) struct Queue {
     pub(crate) batcher: Batcher<Job>,
+    /// Shadow work. It knows of no other, and no other of it.
+    pub(crate) shadow: Batcher<Job>,
     closed: bool,
     /// What waits is due at once.
     hurried: bool,
@@ -133,7 +153,15 @@ impl Scheduler {
         instances: usize,
     ) -> Result<Self> {
         let policy = BatchPolicy { is_padded: model.is_padded(), ..policy };
-        let shared = Arc::new(Shared {
+        let instances = instances.max(1);
+        let mut shadow = Batcher::new(
+            // What waits is due at once, and waits for as long as nothing else needs its place.
+            BatchPolicy { max_delay: Duration::ZERO, queue_target: Duration::ZERO, ..policy.clone() },
+            instances,
+        );
+        shadow.number_from(FIRST_SHADOW_BATCH);
+        let shared = Arc::new_cyclic(|this: &Weak<Shared>| Shared {
+            this: Weak::clone(this) as Weak<dyn AwaitsIdle>,
             model,
             client: device.client(),
             weight: policy.weight,
@@ -141,6 +169,7 @@ impl Scheduler {
             max_rows: policy.max_rows,
             queue: Mutex::new(Queue {
                 batcher: Batcher::new(policy, instances),
+                shadow,
                 closed: false,
                 hurried: false,
                 idle_workers: 0,
@@ -149,10 +178,10 @@ impl Scheduler {
             }),
             wake: Condvar::new(),
             runtime: Handle::try_current().ok(),
-            stats: Mutex::new(ModelStats::default()),
+            stats: Default::default(),
         });
         let scheduler = Self { shared, workers: Mutex::new(Vec::new()) };
-        for instance in 0..instances.max(1) {
+        for instance in 0..instances {
             if let Err(error) = scheduler.start_worker(name, instance) {
                 scheduler.close();
                 return Err(error);
@@ -174,7 +203,15 @@ impl Scheduler {
 
     /// Tells the scheduler, before its first request, what a batch took elsewhere.
     pub fn learn(&self, work: Work, time: Duration) {
-        self.shared.queue().batcher.observe(work, time);
+        let mut queue = self.shared.queue();
+        queue.batcher.observe(work, time);
+        queue.shadow.observe(work, time);
+    }
+
+    /// The most time that a batch of several shadow requests should take: a batch that runs cannot be taken back, so that is what
+    /// shadow work may keep others waiting. The model's quantum before this is called.
+    pub fn limit_shadow(&self, max_batch: Duration) {
+        self.shared.queue().shadow.set_quantum(max_batch);
     }
 
     /// What was learned of the time that batches take.
@@ -195,7 +232,7 @@ impl Scheduler {
     /// long; `DeadlineExceeded` when the deadline has passed or will have before there can be an answer; `InvalidArgument` for more rows than a batch may have, `Unavailable` after [`Scheduler::close`].
     pub fn submit(&self, submission: Submission) -> Result<oneshot::Receiver<Reply>> {
         let now = Instant::now();
-        let Submission { input, priority, tenant, deadline, arrived_at, prepare_time, reservation } =
+        let Submission { input, priority, tenant, class, deadline, arrived_at, prepare_time, reservation } =
             submission;
         if deadline.is_some_and(|deadline| deadline <= now) {
             return Err(Error::deadline_exceeded());
@@ -214,6 +251,9 @@ impl Scheduler {
             return Err(Error::new(ErrorCode::Unavailable, "the model version is being unloaded"));
         }
         let entry = Entry { ticket: job, rows, tokens, longest, priority, tenant, queued_at: now, deadline };
+        if class == Class::Shadow {
+            return self.submit_shadow(queue, entry).map(|()| receiver);
+        }
         let mut dropped = Vec::new();
         let before = queue.due(now);
         let mut pushed = queue.batcher.push(now, entry);
@@ -233,27 +273,54 @@ impl Scheduler {
         let wake =
             pushed.is_ok() && wanted && queue.idle_workers > 0 && !std::mem::replace(&mut queue.waking, true);
         drop(queue);
-        self.shared.answer_dropped(dropped);
+        self.shared.answer_dropped(dropped, Class::Primary);
         if wake {
             self.shared.wake.notify_one();
         }
         match pushed {
             Ok(shed) => {
-                shed.into_iter().for_each(|entry| self.shared.give_up(entry));
+                shed.into_iter().for_each(|entry| self.shared.give_up(entry, Class::Primary));
                 Ok(receiver)
             }
-            Err((refusal, _)) => Err(self.shared.refuse(refusal)),
+            Err((refusal, _)) => Err(self.shared.refuse(refusal, Class::Primary)),
         }
     }
 
-    /// The counters so far.
-    pub fn stats(&self) -> ModelStats {
-        self.shared.stats().clone()
+    /// Puts shadow work in its queue.
+    fn submit_shadow(&self, mut queue: MutexGuard<'_, Queue>, entry: Entry<Job>) -> Result<()> {
+        let pushed = queue.shadow.push(entry.queued_at, entry);
+        let wake = pushed.is_ok() && queue.idle_workers > 0 && !std::mem::replace(&mut queue.waking, true);
+        drop(queue);
+        if wake {
+            self.shared.wake.notify_one();
+        }
+        match pushed {
+            Ok(shed) => {
+                shed.into_iter().for_each(|entry| self.shared.give_up(entry, Class::Shadow));
+                Ok(())
+            }
+            Err((refusal, _)) => Err(self.shared.refuse(refusal, Class::Shadow)),
+        }
     }
 
-    /// Requests that wait.
+    /// The counters so far, without shadow work.
+    pub fn stats(&self) -> ModelStats {
+        self.shared.stats(Class::Primary).clone()
+    }
+
+    /// The counters of shadow work.
+    pub fn shadow_stats(&self) -> ModelStats {
+        self.shared.stats(Class::Shadow).clone()
+    }
+
+    /// Requests that wait, without shadow work.
     pub fn queue_depth(&self) -> usize {
         self.shared.queue().batcher.len()
+    }
+
+    /// Shadow requests that wait.
+    pub fn shadow_depth(&self) -> usize {
+        self.shared.queue().shadow.len()
     }
 
     /// From now on no request waits for company, those that wait already included: for a version that will get no more.
@@ -284,18 +351,23 @@ impl Drop for Scheduler {
 }
 
 impl Shared {
-    /// Waits until a batch is due. `false`: closed, and nothing waits any more.
-    pub(crate) fn wait_until_due(&self) -> bool {
+    /// Waits until there is something to do.
+    pub(crate) fn next_turn(&self) -> Turn<'_> {
         let mut queue = self.queue();
         loop {
             let now = Instant::now();
             let due = queue.due(now);
             let wait = match due {
-                Due::Now => return true,
-                Due::Idle if queue.closed => return false,
+                Due::Now => return Turn::Primary,
+                Due::Idle if queue.closed => return Turn::End,
                 Due::Idle => None,
                 Due::At(at) => Some(at.saturating_duration_since(now)),
             };
+            if !queue.shadow.is_empty()
+                && let Some(slot) = self.device.acquire_idle(&self.this)
+            {
+                return Turn::Shadow(slot);
+            }
             queue.idle_workers += 1;
             queue = match wait {
                 None => self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner),
@@ -336,23 +408,32 @@ impl Shared {
                 if wake {
                     self.wake.notify_one();
                 }
-                self.answer_dropped(std::mem::take(&mut dispatch.dropped));
-                dispatch.shed.drain(..).for_each(|entry| self.give_up(entry));
+                self.answer_dropped(std::mem::take(&mut dispatch.dropped), Class::Primary);
+                dispatch.shed.drain(..).for_each(|entry| self.give_up(entry, Class::Primary));
                 return Some(dispatch);
             }
             drop(queue);
-            self.answer_dropped(dispatch.dropped);
-            dispatch.shed.drain(..).for_each(|entry| self.give_up(entry));
+            self.answer_dropped(dispatch.dropped, Class::Primary);
+            dispatch.shed.drain(..).for_each(|entry| self.give_up(entry, Class::Primary));
             queue = self.queue();
         }
     }
 
+    /// Composes a batch of shadow work; `None` where nothing is left of it.
+    pub(crate) fn take_shadow_batch(&self) -> Option<Dispatch<Job>> {
+        let mut queue = self.queue();
+        let mut dispatch = queue.shadow.take(Instant::now(), true, Job::abandoned);
+        drop(queue);
+        self.answer_dropped(std::mem::take(&mut dispatch.dropped), Class::Shadow);
+        (!dispatch.entries.is_empty()).then_some(dispatch)
+    }
+
     /// Answers requests that must not run. Their time counts as failed.
-    fn answer_dropped(&self, dropped: Vec<Entry<Job>>) {
+    fn answer_dropped(&self, dropped: Vec<Entry<Job>>, class: Class) {
         if dropped.is_empty() {
             return;
         }
-        let mut stats = self.stats();
+        let mut stats = self.stats(class);
         for entry in &dropped {
             stats.add_failure(FailReason::Canceled, entry.ticket.arrived_at.elapsed());
         }
@@ -367,12 +448,12 @@ impl Shared {
     }
 
     /// Answers a request that had to make room.
-    fn give_up(&self, entry: Entry<Job>) {
+    fn give_up(&self, entry: Entry<Job>, class: Class) {
         let error = Error::new(
             ErrorCode::ResourceExhausted,
             "the model is overloaded: the request was taken in, and had to make room for others",
         );
-        let mut stats = self.stats();
+        let mut stats = self.stats(class);
         stats.add_failure(FailReason::Rejected, entry.ticket.arrived_at.elapsed());
         *stats.refusals.entry("shed").or_default() += 1;
         drop(stats);
@@ -380,8 +461,8 @@ impl Shared {
         entry.ticket.answer(Err(error.with_retry_after(waited)), None);
     }
 
-    fn refuse(&self, refusal: Refusal) -> Error {
-        *self.stats().refusals.entry(refusal.name()).or_default() += 1;
+    fn refuse(&self, refusal: Refusal, class: Class) -> Error {
+        *self.stats(class).refusals.entry(refusal.name()).or_default() += 1;
         match refusal {
             Refusal::Full { retry_after } => {
                 Error::new(ErrorCode::ResourceExhausted, "the model's queue is full: try again later")
@@ -399,25 +480,47 @@ impl Shared {
         }
     }
 
-    /// Learns from a batch that ended.
-    pub(crate) fn finished(&self, id: u64, work: Work, service: Option<Duration>) {
-        self.queue().batcher.finished(id, work, service);
+    /// Learns from a batch that ended. What shadow batches take is no others' estimate: they run when the machine is idle.
+    pub(crate) fn finished(&self, id: u64, class: Class, work: Work, service: Option<Duration>) {
+        let mut queue = self.queue();
+        match class {
+            Class::Shadow => queue.shadow.finished(id, work, service),
+            Class::Primary => {
+                queue.batcher.finished(id, work, service);
+                service.into_iter().for_each(|time| queue.shadow.observe(work, time));
+            }
+        }
     }
 
-    pub(crate) fn stats(&self) -> MutexGuard<'_, ModelStats> {
-        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn stats(&self, class: Class) -> MutexGuard<'_, ModelStats> {
+        let [primary, shadow] = &self.stats;
+        let stats = if class == Class::Shadow { shadow } else { primary };
+        stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn close(&self) {
         let mut queue = self.queue();
         (queue.closed, queue.hurried) = (true, true);
+        let shadows = queue.shadow.sweep(Instant::now(), |_| true);
         drop(queue);
         self.wake.notify_all();
+        for entry in shadows {
+            let gone = Error::new(ErrorCode::Unavailable, "the model version is being unloaded");
+            entry.ticket.answer(Err(gone), None);
+        }
     }
 
     // Nothing that panics runs under these locks: a poisoned lock is still a sound one.
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AwaitsIdle for Shared {
+    fn may_be_idle(&self) {
+        // With the lock: a worker that found the device busy either waits already or will see that it no longer is.
+        drop(self.queue());
+        self.wake.notify_one();
     }
 }
 

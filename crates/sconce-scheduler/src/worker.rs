@@ -1,7 +1,7 @@
 use crate::batcher::Dispatch;
 use crate::cost::Work;
-use crate::entry::Entry;
-use crate::scheduler::{Job, Shared};
+use crate::entry::{Class, Entry};
+use crate::scheduler::{Job, Shared, Turn};
 use sconce_core::{
     Backend, Batch, BatchOutput, CloseReason, Error, ExecutionRecord, FailReason, ModelInput, Result,
 };
@@ -21,7 +21,18 @@ pub(crate) fn run(shared: &Shared, instance: usize, ready: &SyncSender<Result<()
     if failed {
         return;
     }
-    while shared.wait_until_due() {
+    loop {
+        match shared.next_turn() {
+            Turn::End => break,
+            Turn::Shadow(_slot) => {
+                worker.submit(shared.take_shadow_batch(), Class::Shadow);
+                while !worker.running.is_empty() {
+                    worker.collect_oldest();
+                }
+                continue;
+            }
+            Turn::Primary => {}
+        }
         let mut slot = shared.device.acquire(shared.client, shared.weight);
         loop {
             worker.fill(slot.has_rivals());
@@ -57,6 +68,7 @@ struct Worker<'a> {
 
 /// A submitted batch and who waits for it.
 struct Running {
+    class: Class,
     entries: Vec<Entry<Job>>,
     reason: CloseReason,
     batch_id: u64,
@@ -73,23 +85,35 @@ impl Worker<'_> {
     fn fill(&mut self, contested: bool) {
         let depth = self.backend.as_ref().map_or(1, |(_, depth)| *depth);
         while self.running.len() < depth {
-            let Some(dispatch) = self.shared.take_batch(contested) else { return };
-            let Dispatch { id: batch_id, mut entries, reason, queue_depth, .. } = dispatch;
-            // After a panic it is made anew, which is no part of what a batch takes.
-            let made = self.make_backend();
-            let started_at = Instant::now();
-            let inputs: Vec<ModelInput> = entries.iter_mut().map(|entry| entry.ticket.take_input()).collect();
-            let batch = Batch { inputs };
-            let (rows, tokens) = (batch.rows(), batch.tokens());
-            let submitted_at = Instant::now();
-            let submitted = made.and_then(|()| self.guard(|backend| backend.submit(batch)));
-            let running =
-                Running { entries, reason, batch_id, queue_depth, rows, tokens, started_at, submitted_at };
-            match submitted {
-                Ok(()) => self.running.push_back(running),
-                Err(error) => return self.finish(running, Err(error)),
+            if !self.submit(self.shared.take_batch(contested), Class::Primary) {
+                return;
             }
         }
+    }
+
+    /// Starts a batch, if there is one. `false`: there is none, or it failed.
+    fn submit(&mut self, dispatch: Option<Dispatch<Job>>, class: Class) -> bool {
+        let Some(Dispatch { id: batch_id, mut entries, reason, queue_depth, .. }) = dispatch else {
+            return false;
+        };
+        // After a panic it is made anew, which is no part of what a batch takes.
+        let made = self.make_backend();
+        let started_at = Instant::now();
+        let inputs: Vec<ModelInput> = entries.iter_mut().map(|entry| entry.ticket.take_input()).collect();
+        let batch = Batch { inputs };
+        let (rows, tokens) = (batch.rows(), batch.tokens());
+        let submitted_at = Instant::now();
+        let submitted = made.and_then(|()| self.guard(|backend| backend.submit(batch)));
+        let running =
+            Running { class, entries, reason, batch_id, queue_depth, rows, tokens, started_at, submitted_at };
+        match submitted {
+            Ok(()) => self.running.push_back(running),
+            Err(error) => {
+                self.finish(running, Err(error));
+                return false;
+            }
+        }
+        true
     }
 
     fn collect_oldest(&mut self) {
@@ -140,7 +164,7 @@ impl Worker<'_> {
             cause,
             "a model panicked: its batch fails, its instance is rebuilt"
         );
-        self.shared.stats().panics += 1;
+        self.shared.stats(Class::Primary).panics += 1;
     }
 
     fn discard_backend(&mut self) {
@@ -152,7 +176,7 @@ impl Worker<'_> {
     /// Answers every request of a batch, each exactly once.
     fn finish(&mut self, running: Running, output: Result<BatchOutput>) {
         let finished_at = Instant::now();
-        let Running { entries, reason, batch_id, queue_depth, rows, tokens, started_at, submitted_at } =
+        let Running { class, entries, reason, batch_id, queue_depth, rows, tokens, started_at, submitted_at } =
             running;
         let requests = entries.len();
         let output = output.and_then(|output| {
@@ -167,7 +191,7 @@ impl Worker<'_> {
         self.free_since = finished_at;
         let work = Work { rows, tokens: tokens + padding };
         let is_answered = output.as_ref().is_ok_and(|output| output.outputs.iter().any(Result::is_ok));
-        self.shared.finished(batch_id, work, is_answered.then_some(service));
+        self.shared.finished(batch_id, class, work, is_answered.then_some(service));
         let record = |entry: &Entry<Job>| ExecutionRecord {
             batch_id,
             instance: self.instance,
@@ -209,7 +233,7 @@ impl Worker<'_> {
         // Counted before the answers go out: whoever has an answer finds it in the statistics, and all counts of a
         // snapshot agree.
         let sorting_out = finished_at.elapsed();
-        let mut stats = self.shared.stats();
+        let mut stats = self.shared.stats(class);
         let (mut answered, mut answered_rows) = (0u64, 0);
         for (entry, result) in entries.iter().zip(&results) {
             let total = finished_at.saturating_duration_since(entry.ticket.arrived_at);

@@ -10,7 +10,7 @@ use sconce_core::{
     Backend, Batch, BatchOutput, ByteBudget, CloseReason, DataType, Error, ErrorCode, FailReason,
     InferOutput, Inputs, LoadedModel, ModelInput, ModelStats, Result, Signature, Tensor,
 };
-use sconce_scheduler::{BatchPolicy, Device, Priority, Reply, Scheduler, Submission, Tenant, Work};
+use sconce_scheduler::{BatchPolicy, Class, Device, Priority, Reply, Scheduler, Submission, Tenant, Work};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::panic::resume_unwind;
@@ -330,6 +330,7 @@ fn request(tag: i64, rows: usize) -> Submission {
         input: ModelInput { tensors: vec![tensor], rows, row_tokens: vec![] },
         priority: Priority::default(),
         tenant: Tenant::default(),
+        class: Class::Primary,
         deadline: None,
         arrived_at: Instant::now(),
         prepare_time: Duration::ZERO,
@@ -718,6 +719,128 @@ fn two_models_on_one_slot_take_turns() {
         let expected = if act.is_none() { Ok(vec![1]) } else { FAILED };
         assert_eq!((outcomes(answers)[1].clone(), rig.device.waiting()), (expected, 0));
     }
+}
+
+/// Shadow work of one row.
+fn shadow(tag: i64) -> Submission {
+    Submission { class: Class::Shadow, ..request(tag, 1) }
+}
+
+#[test]
+fn shadow_work_runs_when_nobody_wants_the_device_and_is_counted_apart() {
+    let mut rig = Setup::default().start();
+    let held = rig.hold();
+    let shadows: Vec<Answer> = (10..13).map(|tag| rig.scheduler.submit(shadow(tag)).unwrap()).collect();
+    let primaries = rig.submit_all(1..4);
+    assert_eq!((rig.scheduler.queue_depth(), rig.scheduler.shadow_depth()), (3, 3));
+    rig.open_gate_once();
+    assert_eq!(rig.running(), [1, 2, 3], "who came later goes first, and without company");
+    rig.open_gate_once();
+    let first = rig.running();
+    assert_eq!(first[0], 10);
+    rig.open_gate();
+    assert_eq!(outcome(held), Ok(vec![0]));
+    assert_eq!(outcomes(primaries), echoes(1..4));
+    assert_eq!(outcomes(shadows), echoes(10..13));
+    let apart = rig.scheduler.shadow_stats();
+    let (_, stats) = rig.finish();
+    assert_eq!((stats.success.count, stats.execution_count), (4, 2));
+    assert_eq!(apart.success.count, 3);
+}
+
+#[test]
+fn shadow_work_waits_for_a_device_that_another_model_uses() {
+    let mut rig = Setup::default().start();
+    let mut neighbour = Setup { device: Arc::clone(&rig.device), ..Setup::default() }.max_rows(1).start();
+    let beside = neighbour.submit_all(0..3);
+    assert_eq!(neighbour.running(), [0]);
+    let answer = rig.scheduler.submit(shadow(10)).unwrap();
+    for tag in 1..3 {
+        neighbour.open_gate_once();
+        assert_eq!(
+            neighbour.running(),
+            [tag],
+            "whoever has requests that somebody waits for keeps the device"
+        );
+        assert_eq!(rig.scheduler.shadow_depth(), 1);
+    }
+    neighbour.open_gate();
+    assert_eq!(rig.running(), [10], "it is told when the device is idle");
+    // While shadow work runs, the neighbour stands in line like behind anybody's batch.
+    let late = neighbour.submit(3);
+    rig.wait_for_claim();
+    rig.open_gate();
+    assert_eq!((outcome(answer), outcome(late)), (Ok(vec![10]), Ok(vec![3])));
+    assert_eq!(outcomes(beside), echoes(0..3));
+}
+
+#[test]
+fn a_worker_that_waits_with_shadow_work_takes_what_somebody_waits_for_first() {
+    let mut rig = Setup::default().start();
+    let mut neighbour = Setup { device: Arc::clone(&rig.device), ..Setup::default() }.start();
+    let held = neighbour.hold();
+    let shadow = rig.scheduler.submit(shadow(10)).unwrap();
+    let primary = rig.submit(1);
+    rig.wait_for_claim();
+    neighbour.open_gate();
+    assert_eq!(rig.running(), [1]);
+    rig.open_gate();
+    assert_eq!((outcome(held), outcome(primary), outcome(shadow)), (Ok(vec![0]), Ok(vec![1]), Ok(vec![10])));
+}
+
+#[test]
+fn a_batch_of_shadow_work_ends_before_it_takes_longer_than_it_may() {
+    let mut rig = Setup::default().start();
+    for rows in [1, 2, 4, 8] {
+        let work = Work { rows, tokens: 0 };
+        rig.scheduler.learn(work, Duration::from_millis(10 * rows as u64));
+    }
+    rig.scheduler.limit_shadow(Duration::from_millis(25));
+    let held = rig.hold();
+    let shadows: Vec<Answer> = (10..15).map(|tag| rig.scheduler.submit(shadow(tag)).unwrap()).collect();
+    rig.open_gate_once();
+    assert_eq!(rig.running(), [10, 11]);
+    rig.open_gate();
+    assert_eq!((outcome(held), outcomes(shadows)), (Ok(vec![0]), echoes(10..15)));
+}
+
+#[test]
+fn shadow_work_is_shed_first_and_nobody_else_for_it() {
+    let mut rig =
+        Setup { policy: BatchPolicy { queue_depth: 2, ..BatchPolicy::default() }, ..Setup::default() }
+            .start();
+    let held = rig.hold();
+    let shadows: Vec<Answer> = (10..12).map(|tag| rig.scheduler.submit(shadow(tag)).unwrap()).collect();
+    assert_eq!(rig.refusal(shadow(12)), ErrorCode::ResourceExhausted);
+    let primaries = rig.submit_all(1..3);
+    assert_eq!(rig.refusal(request(3, 1)), ErrorCode::ResourceExhausted);
+    assert_eq!(rig.scheduler.stats().refusals.get("queue_full"), Some(&1));
+    assert_eq!(rig.scheduler.shadow_stats().refusals.get("queue_full"), Some(&1));
+    rig.open_gate();
+    assert_eq!(
+        (outcome(held), outcomes(primaries), outcomes(shadows)),
+        (Ok(vec![0]), echoes(1..3), echoes(10..12))
+    );
+}
+
+#[test]
+fn shadow_work_that_waits_at_the_end_is_told_so_and_a_panic_of_it_harms_nobody_else() {
+    let rig = Setup::default().acts([(10, Act::PanicInSubmit)]).start();
+    let panicked = rig.scheduler.submit(shadow(10)).unwrap();
+    assert_eq!(rig.running(), [10]);
+    rig.open_gate_once();
+    assert_eq!(outcome(panicked), FAILED);
+    let held = rig.hold();
+    let waiting = rig.scheduler.submit(shadow(11)).unwrap();
+    let primary = rig.submit(1);
+    std::thread::scope(|scope| {
+        scope.spawn(|| rig.scheduler.close());
+        assert_eq!(outcome(waiting), Err(ErrorCode::Unavailable));
+        rig.gate.send(()).unwrap();
+        rig.gate.send(()).unwrap();
+        assert_eq!((outcome(held), outcome(primary)), (Ok(vec![0]), Ok(vec![1])));
+    });
+    assert_eq!(rig.refusal(shadow(12)), ErrorCode::Unavailable);
 }
 
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@ use sconce_core::{
     Error, ErrorCode, ExecutionRecord, InferOutput, Inputs, LoadedModel, ModelInput, Preparation,
     Reservation, Result, Tensor,
 };
-use sconce_scheduler::{Priority, Scheduler, Submission, Tenant};
+use sconce_scheduler::{Class, Priority, Scheduler, Submission, Tenant};
 use sconce_telemetry::traces::Observed;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -233,6 +233,7 @@ async fn execute(
             prepare_time: started_at.elapsed(),
             reservation,
             tenant,
+            class: Class::Primary,
         })
     };
     let receiver = submitted.await.inspect_err(|error| served.count_failure(error, arrived_at.elapsed()))?;

@@ -181,6 +181,16 @@ impl<T> Batcher<T> {
         }
     }
 
+    /// From now on batches are numbered from `first`.
+    pub(crate) fn number_from(&mut self, first: u64) {
+        self.next_batch = first;
+    }
+
+    /// From now on this is the most time that a batch of several requests should take while others want the device.
+    pub(crate) fn set_quantum(&mut self, quantum: Duration) {
+        self.policy.quantum = quantum;
+    }
+
     /// Requests that wait.
     pub fn len(&self) -> usize {
         self.waiting.len()
