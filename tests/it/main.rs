@@ -15,6 +15,7 @@ mod lifecycle;
 mod limits;
 mod packages;
 mod registry;
+mod remote;
 mod shadow;
 #[path = "../support/mod.rs"]
 mod support;

@@ -2,11 +2,13 @@
 
 mod collector;
 mod folder;
+mod link;
 mod traffic;
 mod wire;
 
 pub(crate) use collector::{Collector, attribute};
 pub(crate) use folder::{Folder, raw_safetensors};
+pub(crate) use link::Link;
 pub(crate) use traffic::Traffic;
 pub(crate) use wire::{Wire, framed, framed_with_payload, read_all_but};
 
@@ -50,7 +52,7 @@ impl Running {
             ..ServerConfig::default()
         };
         change(&mut config);
-        Self(Server::start(config).await.unwrap())
+        Self(Box::pin(Server::start(config)).await.unwrap())
     }
 
     /// Starts with a data folder, and with what `change` makes of the configuration; there is no folder of models.
@@ -64,7 +66,7 @@ impl Running {
             ..ServerConfig::default()
         };
         change(&mut config);
-        Self(Server::start(config).await.unwrap())
+        Self(Box::pin(Server::start(config)).await.unwrap())
     }
 
     /// The control listener's registry.

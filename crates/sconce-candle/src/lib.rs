@@ -16,7 +16,7 @@ mod process;
 mod settings;
 mod weights;
 
-pub use arch::builtin;
+pub use arch::{Remote, builtin};
 pub use device::check_device;
 pub use discover::{Discovery, Found, discover};
 pub use package::steps_of;

@@ -1,4 +1,4 @@
-use crate::arch::{self, Plan};
+use crate::arch::{self, Plan, Remote};
 use crate::files::Folder;
 use crate::keys::Keys;
 use crate::{Family, ModelSettings};
@@ -120,12 +120,20 @@ impl Package {
         }
     }
 
+    /// Where it is, if another server answers it.
+    pub fn remote(&self) -> Option<&Remote> {
+        match &self.plan {
+            Plan::Remote(remote) => Some(remote),
+            _ => None,
+        }
+    }
+
     /// Reads the weights and makes the model. Takes as long as the weights are large: never on a serving
     /// thread.
     ///
     /// # Errors
-    /// The device cannot be opened, or a weights file cannot be read as it was when the package was opened. An ensemble is no
-    /// model by itself.
+    /// The device cannot be opened, or a weights file cannot be read as it was when the package was opened. An ensemble and a
+    /// remote are no models by themselves.
     pub fn load(self) -> Result<Arc<dyn LoadedModel>, PackageError> {
         arch::load(self.plan, &self.settings, self.signature).map_err(PackageError::one)
     }
@@ -145,9 +153,9 @@ fn open_plan(folder: &Folder, default_device: DeviceId, problems: &mut Problems)
         None => infer_family(folder, problems)?,
     };
     let settings = ModelSettings::read(family, default_device, &mut keys, problems);
-    // The steps of an ensemble warm up themselves.
+    // The steps of an ensemble warm up themselves, and a remote is warm or not.
     let warmup = match family {
-        Family::Ensemble => Vec::new(),
+        Family::Ensemble | Family::Remote => Vec::new(),
         _ => keys.take::<Vec<Map<String, Value>>>("warmup", problems).unwrap_or_default(),
     };
     let opened = arch::open(folder, &settings, &mut keys, problems);

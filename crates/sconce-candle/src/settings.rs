@@ -22,16 +22,19 @@ pub enum Family {
     Vision,
     /// Other models, one after another or side by side.
     Ensemble,
+    /// A model that another server answers.
+    Remote,
 }
 
 impl Family {
-    pub(crate) const WORDS: [(&str, Self); 6] = [
+    pub(crate) const WORDS: [(&str, Self); 7] = [
         ("identity", Self::Identity),
         ("add_sub", Self::AddSub),
         ("tabular", Self::Tabular),
         ("bert", Self::Bert),
         ("vision", Self::Vision),
         ("ensemble", Self::Ensemble),
+        ("remote", Self::Remote),
     ];
 
     /// The name in `model.toml` and in metadata.
@@ -43,6 +46,7 @@ impl Family {
             Self::Bert => "bert",
             Self::Vision => "vision",
             Self::Ensemble => "ensemble",
+            Self::Remote => "remote",
         }
     }
 }
@@ -89,7 +93,7 @@ pub struct ModelSettings {
     pub family: Family,
     /// One line for people.
     pub description: String,
-    /// The most rows a request, and a batch, may have. Default 64, of images 16.
+    /// The most rows a request, and a batch, may have. Default 64, of images 16, of a remote 4096.
     pub max_batch_size: usize,
     /// The most tokens a batch may have, for models that have tokens. Default 16384.
     pub max_batch_tokens: Option<usize>,
@@ -126,6 +130,8 @@ pub struct ModelSettings {
 
 /// Rows of a batch of images: each is as much work as a long text.
 const DEFAULT_IMAGES: usize = 16;
+/// The other server has a bound of its own.
+const DEFAULT_REMOTE_ROWS: usize = 4096;
 /// Token bound of a batch of the BERT family.
 const DEFAULT_BATCH_TOKENS: usize = 16_384;
 const MAX_DESCRIPTION_BYTES: usize = 4096;
@@ -143,7 +149,11 @@ impl ModelSettings {
         Self {
             family,
             description: String::new(),
-            max_batch_size: if family == Family::Vision { DEFAULT_IMAGES } else { 64 },
+            max_batch_size: match family {
+                Family::Vision => DEFAULT_IMAGES,
+                Family::Remote => DEFAULT_REMOTE_ROWS,
+                _ => 64,
+            },
             max_batch_tokens: has_tokens.then_some(DEFAULT_BATCH_TOKENS),
             max_queue_delay: Duration::ZERO,
             queue_depth: 1024,
@@ -177,6 +187,12 @@ impl ModelSettings {
         // for other versions may answer the next request.
         if family == Family::Ensemble {
             settings.read_rows(keys, problems);
+            settings.metrics = keys.take("metrics", problems).unwrap_or_default();
+            return settings;
+        }
+        if family == Family::Remote {
+            settings.read_rows(keys, problems);
+            settings.read_waiting(keys, problems);
             settings.metrics = keys.take("metrics", problems).unwrap_or_default();
             return settings;
         }
@@ -222,19 +238,9 @@ impl ModelSettings {
         if let Some(ms) = keys.take_in("max_queue_delay_ms", 0.0..=60_000.0, problems) {
             self.max_queue_delay = Duration::from_secs_f64(ms / 1000.0);
         }
-        if let Some(requests) = keys.take_in("queue_depth", 1..=1 << 20, problems) {
-            self.queue_depth = requests;
-        }
+        self.read_waiting(keys, problems);
         if let Some(ms) = keys.take_in("queue_target_ms", 0.0..=60_000.0, problems) {
             self.queue_target = Duration::from_secs_f64(ms / 1000.0);
-        }
-        if let Some(ms) = keys.take::<f64>("default_timeout_ms", problems) {
-            if ms > 0.0 && ms <= MAX_TIMEOUT_MS {
-                self.default_timeout = Some(Duration::from_secs_f64(ms / 1000.0));
-            } else {
-                let got = format!("expected more than 0 to {MAX_TIMEOUT_MS}, got {ms}");
-                problems.push(keys.message("default_timeout_ms", &got));
-            }
         }
         self.instances = keys.take_in("instances", 1..=1024, problems);
         if let Some(threads) = keys.take_in("threads", 1..=1024, problems) {
@@ -245,6 +251,20 @@ impl ModelSettings {
         }
         if let Some(pin) = keys.take("pin_cores", problems) {
             self.pin_cores = pin;
+        }
+    }
+
+    fn read_waiting(&mut self, keys: &mut Keys, problems: &mut Problems) {
+        if let Some(requests) = keys.take_in("queue_depth", 1..=1 << 20, problems) {
+            self.queue_depth = requests;
+        }
+        if let Some(ms) = keys.take::<f64>("default_timeout_ms", problems) {
+            if ms > 0.0 && ms <= MAX_TIMEOUT_MS {
+                self.default_timeout = Some(Duration::from_secs_f64(ms / 1000.0));
+            } else {
+                let got = format!("expected more than 0 to {MAX_TIMEOUT_MS}, got {ms}");
+                problems.push(keys.message("default_timeout_ms", &got));
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use futures_util::{Stream, StreamExt as _};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request};
 
 /// How a client connects.
@@ -26,11 +26,19 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// How long any one call may take, streams aside. Default: as long as it takes.
     pub timeout: Option<Duration>,
+    /// For an address that begins with `https://`: the certificates in PEM that the server is trusted by; empty: the system's.
+    /// Default empty.
+    pub certificates: Vec<u8>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { max_message_bytes: 64 << 20, connect_timeout: Duration::from_secs(10), timeout: None }
+        Self {
+            max_message_bytes: 64 << 20,
+            connect_timeout: Duration::from_secs(10),
+            timeout: None,
+            certificates: Vec::new(),
+        }
     }
 }
 
@@ -53,16 +61,28 @@ pub struct Client {
 /// Every call fails with the server's status, with `Unavailable` when the server cannot be reached, and with
 /// `DeadlineExceeded` when it took too long.
 impl Client {
-    /// Connects to `addr`, `host:port` with or without `http://` before it.
+    /// Connects to `addr`, `host:port` with or without `http://` or `https://` before it.
     ///
     /// # Errors
     /// `InvalidArgument` when `addr` is none, `Unavailable` when nobody answers there.
     pub async fn connect(addr: &str, options: Options) -> Result<Self> {
-        let channel = channel(addr, &options).await?;
+        Ok(Self::over(channel(addr, &options).await?, &options))
+    }
+
+    /// As [`connect`](Self::connect), but the first call connects, and so does the next one after a failure. To be called in a
+    /// tokio runtime.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when `addr` is none.
+    pub fn connect_lazily(addr: &str, options: &Options) -> Result<Self> {
+        Ok(Self::over(endpoint(addr, options)?.connect_lazy(), options))
+    }
+
+    fn over(channel: Channel, options: &Options) -> Self {
         let grpc = GrpcInferenceServiceClient::new(channel)
             .max_decoding_message_size(options.max_message_bytes)
             .max_encoding_message_size(options.max_message_bytes);
-        Ok(Self { grpc, timeout: options.timeout })
+        Self { grpc, timeout: options.timeout }
     }
 
     /// Whether the process answers at all.
@@ -170,16 +190,31 @@ impl Client {
 
 /// Connects, or says with `addr` why not.
 pub(crate) async fn channel(addr: &str, options: &Options) -> Result<Channel> {
+    endpoint(addr, options)?.connect().await.map_err(|error| Error::cannot_connect(addr, &error))
+}
+
+fn endpoint(addr: &str, options: &Options) -> Result<Endpoint> {
     let uri = if addr.contains("://") { addr.to_owned() } else { format!("http://{addr}") };
-    let endpoint = match Endpoint::from_shared(uri) {
-        Ok(endpoint) if endpoint.uri().scheme_str() == Some("http") => endpoint,
-        _ => {
-            let message = format!("server address: expected `host:port` or `http://host:port`, got {addr:?}");
-            return Err(Error::new(Code::InvalidArgument, message));
-        }
+    let invalid = |message| Error::new(Code::InvalidArgument, message);
+    let expected = || {
+        invalid(format!(
+            "server address: expected `host:port`, `http://host:port` or `https://host:port`, got {addr:?}"
+        ))
     };
-    let endpoint = endpoint.connect_timeout(options.connect_timeout).tcp_nodelay(true);
-    endpoint.connect().await.map_err(|error| Error::cannot_connect(addr, &error))
+    let endpoint = Endpoint::from_shared(uri).map_err(|_| expected())?;
+    let endpoint = match endpoint.uri().scheme_str() {
+        Some("http") => endpoint,
+        Some("https") => {
+            let tls = match &*options.certificates {
+                [] => ClientTlsConfig::new().with_native_roots(),
+                pem => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)),
+            };
+            let unusable = |error| invalid(format!("{addr}: TLS cannot be set up: {error}"));
+            endpoint.tls_config(tls).map_err(unusable)?
+        }
+        _ => return Err(expected()),
+    };
+    Ok(endpoint.connect_timeout(options.connect_timeout).tcp_nodelay(true))
 }
 
 pub(crate) fn with_timeout<T>(message: T, timeout: Option<Duration>) -> Request<T> {
@@ -222,7 +257,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_is_checked_and_a_missing_server_is_unavailable() {
-        for bad in ["", "https://127.0.0.1:1", "a b:1"] {
+        for bad in ["", "ftp://127.0.0.1:1", "a b:1"] {
             assert_eq!(code(bad).await, Code::InvalidArgument, "{bad:?}");
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -15,6 +15,7 @@
 
 mod caller;
 mod client;
+pub mod contents;
 mod error;
 mod registry;
 mod request;

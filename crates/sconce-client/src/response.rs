@@ -1,3 +1,4 @@
+use crate::contents::raw_bytes;
 use crate::proto::ModelInferResponse;
 use crate::{Error, Result};
 use sconce_core::{DataType, Tensor};
@@ -38,15 +39,18 @@ impl InferResponse {
     /// `Internal` when the message's outputs and bytes do not fit together.
     pub(crate) fn from_message(message: ModelInferResponse) -> Result<Self> {
         let (described, raw) = (message.outputs.len(), message.raw_output_contents.len());
-        if described != raw {
+        // Some servers answer typed whatever they were asked.
+        let is_typed = raw == 0 && message.outputs.iter().all(|output| output.contents.is_some());
+        if described != raw && !is_typed {
             return Err(Error::malformed(format!(
                 "the answer describes {described} outputs and carries {raw}"
             )));
         }
+        let raw = message.raw_output_contents.into_iter().map(Some).chain(std::iter::repeat(None));
         let outputs = message
             .outputs
             .into_iter()
-            .zip(message.raw_output_contents)
+            .zip(raw)
             .map(|(output, data)| {
                 let malformed =
                     |problem: String| Error::malformed(format!("output `{}`: {problem}", output.name));
@@ -54,6 +58,11 @@ impl InferResponse {
                     .ok_or_else(|| malformed(format!("unknown datatype {:?}", output.datatype)))?;
                 let shape = output.shape.iter().map(|&size| usize::try_from(size)).collect::<Result<_, _>>();
                 let shape = shape.map_err(|_| malformed(format!("impossible shape {:?}", output.shape)))?;
+                let data = match (data, output.contents) {
+                    (Some(data), _) => data,
+                    (None, contents) => raw_bytes(datatype, contents.unwrap_or_default())
+                        .map_err(|error| malformed(error.to_string()))?,
+                };
                 let tensor =
                     Tensor::new(datatype, shape, data).map_err(|error| malformed(error.to_string()))?;
                 Ok((output.name, tensor))
@@ -75,6 +84,7 @@ impl InferResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::InferTensorContents;
     use crate::proto::model_infer_response::InferOutputTensor;
 
     fn message(datatype: &str, shape: &[i64], bytes: usize) -> ModelInferResponse {
@@ -99,7 +109,18 @@ mod tests {
         for bad in [message("FP31", &[1, 2], 8), message("FP32", &[-1, 2], 8), message("FP32", &[1, 2], 7)] {
             assert_eq!(InferResponse::from_message(bad).unwrap_err().code(), crate::Code::Internal);
         }
-        let typed = ModelInferResponse { raw_output_contents: vec![], ..message("FP32", &[1, 2], 8) };
-        assert!(InferResponse::from_message(typed).is_err());
+        let none = ModelInferResponse { raw_output_contents: vec![], ..message("FP32", &[1, 2], 8) };
+        assert!(InferResponse::from_message(none).is_err());
+    }
+
+    #[test]
+    fn typed_answers_are_read_as_well() {
+        let mut typed = ModelInferResponse { raw_output_contents: vec![], ..message("FP32", &[1, 2], 8) };
+        let contents = InferTensorContents { fp32_contents: vec![1.5, -2.0], ..Default::default() };
+        typed.outputs[0].contents = Some(contents);
+        let answer = InferResponse::from_message(typed.clone()).unwrap();
+        assert_eq!(answer.output("y").unwrap().f32_values().collect::<Vec<_>>(), [1.5, -2.0]);
+        typed.outputs[0].shape = vec![1, 3];
+        assert_eq!(InferResponse::from_message(typed).unwrap_err().code(), crate::Code::Internal);
     }
 }

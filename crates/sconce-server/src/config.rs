@@ -33,6 +33,9 @@ pub struct ServerConfig {
     pub model_memory_bytes: BTreeMap<String, u64>,
     /// Built-in models to serve beside: `identity`, `add_sub`. Default none.
     pub builtin: Vec<String>,
+    /// Servers, `host:port` each, that models of the family `remote` may be on, or `*` for any. Default none: a package comes from
+    /// anywhere, and must not say by itself where requests are sent.
+    pub remote_hosts: Vec<String>,
     /// Where models run that do not say it themselves: `cpu` (default) or `cuda:N`.
     pub device: String,
     /// Whether what models' data policies keep may be kept without being encrypted. Default false: without encryption at rest,
@@ -98,6 +101,7 @@ impl Default for ServerConfig {
             data: None,
             model_memory_bytes: BTreeMap::new(),
             builtin: Vec::new(),
+            remote_hosts: Vec::new(),
             device: "cpu".to_owned(),
             allow_plaintext: false,
             limits: Limits::default(),
@@ -234,6 +238,15 @@ impl ServerConfig {
             check(
                 known,
                 format!("builtin: expected identity or add_sub, got {:?}", sconce_core::abbreviate(name)),
+            );
+        }
+        for host in &self.remote_hosts {
+            let is_address = host
+                .rsplit_once(':')
+                .is_some_and(|(name, port)| !name.is_empty() && port.parse::<u16>().is_ok());
+            check(
+                host == "*" || is_address,
+                format!("remote_hosts: expected `host:port` or `*`, got {:?}", sconce_core::abbreviate(host)),
             );
         }
         match self.device.parse::<DeviceId>().and_then(sconce_candle::check_device) {

@@ -73,7 +73,7 @@ pub(crate) struct Request {
 /// The most bytes of inputs that are hashed on the thread that serves their connection.
 const INLINE_HASH_BYTES: usize = 256 << 10;
 
-/// Answers a request: by its model, from what was kept, or by other models. The deadline holds at every step. The reservation comes back with
+/// Answers a request: by its model, from what was kept, by other models, or by another server. The deadline holds at every step. The reservation comes back with
 /// the answer.
 ///
 /// # Errors
@@ -100,7 +100,13 @@ pub(crate) async fn infer(
         }
         (Target::Ensemble(assembly), _) => {
             let answer = assembly.run(models, request).await.inspect_err(count)?;
-            served.count_steps_answered(rows, arrived_at.elapsed());
+            served.count_answered_elsewhere(rows, arrived_at.elapsed());
+            observed.executed = true;
+            Ok(answer)
+        }
+        (Target::Remote(remote), _) => {
+            let answer = remote.run(request, &observed.trace).await.inspect_err(count)?;
+            served.count_answered_elsewhere(rows, arrived_at.elapsed());
             observed.executed = true;
             Ok(answer)
         }

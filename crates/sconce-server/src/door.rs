@@ -215,6 +215,7 @@ impl Door {
             memory_bytes: served.memory_bytes(),
             cache_bytes: served.cache.as_ref().map(|cache| (cache.bytes(), cache.max_bytes())),
             cost: served.cost(),
+            remote: served.remote(),
             info: Some(ModelInfo {
                 family: served.settings.family.to_string(),
                 precision: served.settings.precision.name().to_owned(),

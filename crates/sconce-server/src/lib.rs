@@ -15,6 +15,7 @@ mod http;
 mod models;
 mod observe;
 mod process;
+mod remote;
 mod shadow;
 mod tenants;
 mod traffic;
@@ -27,7 +28,7 @@ pub use tenants::{Quota, Tenants};
 use content::Content;
 use door::Door;
 use grpc::{Listener, Role};
-use models::Models;
+use models::{Models, RemoteAccess};
 use sconce_core::{DeviceId, Error};
 use sconce_registry::{Registry, RegistryError};
 use sconce_telemetry::traces::{self, Recorder};
@@ -113,15 +114,11 @@ impl Server {
         let recorder = Recorder::start(config.recorder()?).await?;
         let quantum = Duration::from_millis(config.scheduling.quantum_ms);
         let shadows = shadow::Shadows::start()?;
-        let models = Arc::new(Models::new(
-            config.models,
-            &config.builtin,
-            device,
-            quantum,
-            &memory,
-            registry,
-            shadows,
-        ));
+        let remotes =
+            RemoteAccess { hosts: config.remote_hosts, max_message_bytes: config.limits.max_message_bytes };
+        let models =
+            Models::new(config.models, &config.builtin, device, quantum, &memory, registry, shadows, remotes);
+        let models = Arc::new(models);
         let (health, health_service) = tonic_health::server::health_reporter();
         let door = Arc::new(Door::new(
             models,

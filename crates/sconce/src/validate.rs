@@ -68,9 +68,14 @@ fn check(name: &str, dir: &Path, device: DeviceId) -> std::io::Result<Result<Pac
         }
     };
     let settings = &package.settings;
-    match package.ensemble() {
-        None => say!("✓ {name}: {}, {} on {}", settings.family, settings.precision.name(), settings.device)?,
-        Some(ensemble) => {
+    match (package.ensemble(), package.remote()) {
+        (None, None) => {
+            say!("✓ {name}: {}, {} on {}", settings.family, settings.precision.name(), settings.device)?
+        }
+        (None, Some(remote)) => {
+            say!("✓ {name}: {} at {}, model `{}`", settings.family, remote.url(), remote.model)?;
+        }
+        (Some(ensemble), _) => {
             let steps: Vec<&str> = ensemble.steps().iter().map(|step| step.spec.model.as_str()).collect();
             say!("✓ {name}: {} of {}", settings.family, steps.join(", "))?;
         }

@@ -11,11 +11,9 @@ const MAX_DIMENSIONS: usize = 16;
 /// Takes `[[inputs]]`, `[[outputs]]` and `[[steps]]`.
 pub(crate) fn open(settings: &ModelSettings, keys: &mut Keys, problems: &mut Problems) -> Option<Ensemble> {
     let before = problems.count();
-    let inputs = tables("inputs", Ensemble::MAX_TENSORS, keys, problems);
-    let outputs = tables("outputs", Ensemble::MAX_TENSORS, keys, problems);
+    let inputs = read_tensors("inputs", Ensemble::MAX_TENSORS, keys, problems);
+    let outputs = read_tensors("outputs", Ensemble::MAX_TENSORS, keys, problems);
     let steps = tables("steps", Ensemble::MAX_STEPS, keys, problems);
-    let inputs = inputs.into_iter().filter_map(|keys| read_tensor(keys, problems)).collect();
-    let outputs = outputs.into_iter().filter_map(|keys| read_tensor(keys, problems)).collect();
     let steps = steps.into_iter().filter_map(|keys| read_step(keys, problems)).collect();
     if problems.count() > before {
         return None;
@@ -33,6 +31,17 @@ fn tables(name: &'static str, most: usize, keys: &mut Keys, problems: &mut Probl
     }
     let keys = |(index, table)| Keys::new(table, format!("model.toml: {name}[{index}]"));
     tables.into_iter().take(most).enumerate().map(keys).collect()
+}
+
+/// Takes the tables of tensors under `name`.
+pub(super) fn read_tensors(
+    name: &'static str,
+    most: usize,
+    keys: &mut Keys,
+    problems: &mut Problems,
+) -> Vec<TensorSpec> {
+    let tables = tables(name, most, keys, problems);
+    tables.into_iter().filter_map(|keys| read_tensor(keys, problems)).collect()
 }
 
 fn read_tensor(mut keys: Keys, problems: &mut Problems) -> Option<TensorSpec> {
@@ -53,7 +62,7 @@ fn read_tensor(mut keys: Keys, problems: &mut Problems) -> Option<TensorSpec> {
         dims
     });
     keys.finish(problems);
-    // The steps say whether NaN may stand in theirs.
+    // Whoever computes it says whether NaN may stand in it.
     Some(TensorSpec { allow_nan: true, ..TensorSpec::new(name?, datatype?, &shape?) })
 }
 

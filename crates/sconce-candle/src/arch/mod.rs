@@ -7,11 +7,13 @@ pub(crate) mod fields;
 mod identity;
 mod on_candle;
 mod on_cpu;
+mod remote;
 mod scores;
 mod tabular;
 mod vision;
 
 pub(crate) use on_candle::Target;
+pub use remote::Remote;
 pub(crate) use vision::MODEL_TYPES as VISION_MODEL_TYPES;
 
 use crate::Problems;
@@ -30,6 +32,7 @@ pub(crate) enum Plan {
     Bert(Box<bert::Plan>),
     Vision(Box<vision::Plan>),
     Ensemble(Ensemble),
+    Remote(Box<Remote>),
 }
 
 /// Checks the family's own keys and files.
@@ -55,6 +58,8 @@ pub(crate) fn open(
         Family::Ensemble => {
             ensemble::open(settings, keys, problems).map(|p| (p.signature().clone(), Plan::Ensemble(p)))
         }
+        Family::Remote => Remote::open(folder, settings, keys, problems)
+            .map(|p| (p.signature(settings), Plan::Remote(Box::new(p)))),
     }
 }
 
@@ -71,6 +76,7 @@ pub(crate) fn load(
         Plan::Bert(plan) => Arc::new(bert::Model::load(*plan, settings, signature)?),
         Plan::Vision(plan) => Arc::new(vision::Model::load(*plan, settings, signature)?),
         Plan::Ensemble(_) => return Err("an ensemble is no model by itself: its steps are".to_owned()),
+        Plan::Remote(_) => return Err("a remote model is not here to be loaded".to_owned()),
     })
 }
 

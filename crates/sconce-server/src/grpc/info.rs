@@ -335,6 +335,7 @@ fn platform(served: &Served) -> String {
     match served.target {
         Target::Model(_) => format!("candle_{}", served.settings.family),
         Target::Ensemble(_) => "ensemble".to_owned(),
+        Target::Remote(_) => "remote".to_owned(),
     }
 }
 
@@ -371,15 +372,20 @@ fn model_config(served: &Served) -> pb::ModelConfig {
                 let cores = served.instances.cores.as_deref().unwrap_or_default();
                 parameters.insert("cores".to_owned(), parameter(cores));
             }
-            ("candle", vec![instance_group(served)], SchedulingChoice::DynamicBatching(batching(settings)))
+            (
+                "candle",
+                vec![instance_group(served)],
+                Some(SchedulingChoice::DynamicBatching(batching(settings))),
+            )
         }
         Target::Ensemble(assembly) => {
             // An alias is no number, which is what the steps' field holds.
             for (index, step) in assembly.steps().iter().enumerate().filter(|(_, step)| has_alias(step)) {
                 parameters.insert(format!("steps[{index}].version"), parameter(&step.spec.version));
             }
-            ("", vec![], SchedulingChoice::EnsembleScheduling(ensembling(assembly)))
+            ("", vec![], Some(SchedulingChoice::EnsembleScheduling(ensembling(assembly))))
         }
+        Target::Remote(_) => ("remote", vec![], None),
     };
     if !settings.description.is_empty() {
         parameters.insert("description".to_owned(), parameter(&settings.description));
@@ -415,7 +421,7 @@ fn model_config(served: &Served) -> pb::ModelConfig {
             })
             .collect(),
         instance_group,
-        scheduling_choice: Some(scheduling),
+        scheduling_choice: scheduling,
         parameters,
         model_transaction_policy: Some(pb::ModelTransactionPolicy { decoupled: false }),
         response_cache: served.cache.as_ref().map(|_| pb::ModelResponseCache { enable: true }),

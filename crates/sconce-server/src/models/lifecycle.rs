@@ -264,6 +264,10 @@ impl Models {
             drop((place, opened));
             return self.assemble(name, version, settings, ensemble).await.map(Arc::new);
         }
+        if let Some((settings, remote)) = opened.remote() {
+            drop((place, opened));
+            return self.attach(name, version, settings, remote).await.map(Arc::new);
+        }
         let (device, mut bytes) = (opened.device, opened.bytes);
         let mut lease = loop {
             match self.memory.lease(device, bytes) {

@@ -5,7 +5,7 @@ use super::memory::{Lease, Leased};
 use super::overrides::Override;
 use super::{Served, Target, blocking};
 use crate::cache::ResponseCache;
-use sconce_candle::{ModelSettings, Package};
+use sconce_candle::{ModelSettings, Package, Remote};
 use sconce_core::{
     Batch, DeviceId, Ensemble, Error, ErrorCode, LoadedModel, ModelInput, ModelName, ModelVersion, Result,
     Tensor,
@@ -209,6 +209,14 @@ impl Opened {
     pub(crate) fn ensemble(&self) -> Option<(ModelSettings, Ensemble)> {
         match &self.kind {
             Kind::Package(package) => Some((package.settings.clone(), package.ensemble()?.clone())),
+            Kind::Builtin(..) => None,
+        }
+    }
+
+    /// Where it is, if another server answers it.
+    pub(crate) fn remote(&self) -> Option<(ModelSettings, Remote)> {
+        match &self.kind {
+            Kind::Package(package) => Some((package.settings.clone(), package.remote()?.clone())),
             Kind::Builtin(..) => None,
         }
     }

@@ -7,6 +7,7 @@ mod lifecycle;
 mod loader;
 mod memory;
 mod overrides;
+mod remotes;
 mod routes;
 mod smoke;
 mod stored;
@@ -14,12 +15,14 @@ mod stored;
 pub(crate) use loader::cores;
 pub(crate) use memory::Account;
 pub(crate) use overrides::Said;
+pub(crate) use remotes::RemoteAccess;
 pub(crate) use routes::StoredRoute;
 pub(crate) use stored::Verdict;
 
 use crate::cache::ResponseCache;
 use crate::dispatch::PreparePool;
 use crate::ensemble::Assembly;
+use crate::remote::RemoteModel;
 use crate::shadow::Shadows;
 use crate::traffic::{Asks, Decided, LiveRoute};
 use arc_swap::ArcSwap;
@@ -36,7 +39,7 @@ use sconce_core::{
 };
 use sconce_registry::Registry;
 use sconce_scheduler::Scheduler;
-use sconce_telemetry::metrics::CostSample;
+use sconce_telemetry::metrics::{CostSample, RemoteSample};
 use sconce_traffic::route;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -53,6 +56,8 @@ pub(crate) enum Target {
     Model(Scheduler),
     /// Other models.
     Ensemble(Assembly),
+    /// Another server.
+    Remote(Box<RemoteModel>),
 }
 
 /// A model version that takes requests. Whoever holds it keeps it loaded.
@@ -120,6 +125,7 @@ impl Served {
         match &self.target {
             Target::Model(scheduler) => scheduler.model().signature(),
             Target::Ensemble(assembly) => assembly.signature(),
+            Target::Remote(remote) => remote.signature(),
         }
     }
 
@@ -130,7 +136,11 @@ impl Served {
 
     /// Requests that wait.
     pub(crate) fn queue_depth(&self) -> usize {
-        self.scheduler().map_or(0, Scheduler::queue_depth)
+        match &self.target {
+            Target::Model(scheduler) => scheduler.queue_depth(),
+            Target::Ensemble(_) => 0,
+            Target::Remote(remote) => remote.queue_depth(),
+        }
     }
 
     /// What was learned of the time its batches take, if anything.
@@ -142,6 +152,14 @@ impl Served {
             token_seconds: report.token_seconds,
             relative_error: report.relative_error,
         })
+    }
+
+    /// What is counted of the server that answers it, if another one does.
+    pub(crate) fn remote(&self) -> Option<RemoteSample> {
+        match &self.target {
+            Target::Remote(remote) => Some(remote.sample()),
+            Target::Model(_) | Target::Ensemble(_) => None,
+        }
     }
 
     /// The counters so far.
@@ -164,8 +182,8 @@ impl Served {
         counted.last_inference = Some(SystemTime::now());
     }
 
-    /// Counts a request of an ensemble that its steps answered.
-    pub(crate) fn count_steps_answered(&self, rows: usize, total: Duration) {
+    /// Counts a request that other models, or another server, answered.
+    pub(crate) fn count_answered_elsewhere(&self, rows: usize, total: Duration) {
         let mut counted = self.counted();
         counted.add_without_batch(total);
         counted.inference_count += rows as u64;
@@ -190,7 +208,7 @@ impl Served {
     fn scheduler(&self) -> Option<&Scheduler> {
         match &self.target {
             Target::Model(scheduler) => Some(scheduler),
-            Target::Ensemble(_) => None,
+            Target::Ensemble(_) | Target::Remote(_) => None,
         }
     }
 
@@ -300,6 +318,7 @@ pub(crate) struct Models {
     root: Option<PathBuf>,
     builtin: Vec<&'static str>,
     registry: Option<Arc<Registry>>,
+    remotes: RemoteAccess,
     loader: Loader,
     memory: Arc<Memory>,
     /// Threads that prepare requests.
@@ -340,12 +359,14 @@ impl Models {
         memory_limits: &BTreeMap<DeviceId, u64>,
         registry: Option<Arc<Registry>>,
         shadows: Shadows,
+        remotes: RemoteAccess,
     ) -> Self {
         let memory = Memory::new(memory_limits);
         Self {
             root,
             builtin: BUILTIN.into_iter().filter(|name| builtin.iter().any(|wanted| wanted == name)).collect(),
             registry,
+            remotes,
             loader: Loader::new(default_device, quantum),
             memory,
             prepare: PreparePool::new(cores()),

@@ -40,8 +40,21 @@ pub struct ModelSample {
     pub cache_bytes: Option<(usize, usize)>,
     /// What was learned of its time; `None` where nothing is.
     pub cost: Option<CostSample>,
+    /// What is counted of the server that answers it; `None` where this one does.
+    pub remote: Option<RemoteSample>,
     /// What it is; `None` for several together.
     pub info: Option<ModelInfo>,
+}
+
+/// What is counted of a model that another server answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RemoteSample {
+    /// Whether calls are refused without being made, because the server did not answer of late.
+    pub is_open: bool,
+    /// Calls that were made again.
+    pub retries: u64,
+    /// Calls that were refused so.
+    pub refused: u64,
 }
 
 /// What batches of a model version take, as was learned.

@@ -1,6 +1,6 @@
 //! What is counted for each model version.
 
-use super::{CostSample, ModelSample, Scrape, to_i64};
+use super::{CostSample, ModelSample, RemoteSample, Scrape, to_i64};
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeLabel as _, EncodeLabelSet, LabelSetEncoder, NoLabelSet,
 };
@@ -21,6 +21,8 @@ type HistogramOf = fn(&ModelStats) -> &DurationHistogram;
 type CountOf = fn(&ModelStats) -> u64;
 /// Where a figure of the cost comes from.
 type CostOf = fn(&CostSample) -> f64;
+/// Where a count of a remote comes from.
+type RemoteCountOf = fn(&RemoteSample) -> u64;
 /// Where a histogram of sizes comes from.
 type SizesOf = fn(&ModelStats) -> &SizeHistogram;
 
@@ -70,6 +72,7 @@ impl Scrape {
         self.encode_refusals(encoder)?;
         self.encode_cost(encoder)?;
         self.encode_cache(encoder)?;
+        self.encode_remotes(encoder)?;
         let mut closed = encoder.encode_descriptor(
             "sconce_batches_closed",
             "Batches by the reason they stopped growing",
@@ -93,6 +96,32 @@ impl Scrape {
             for (reason, count) in &model.stats.refusals {
                 let labels = Labels { model, extra: Some(("reason", reason)) };
                 family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(count, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn encode_remotes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let remotes = || self.models.iter().filter_map(|model| Some((model, model.remote.as_ref()?)));
+        let help = "Whether a remote model is not asked, because its server did not answer of late";
+        let mut family = encoder.encode_descriptor("sconce_remote_open", help, None, MetricType::Gauge)?;
+        for (model, remote) in remotes() {
+            family.encode_family(&Labels { model, extra: None })?.encode_gauge(&i64::from(remote.is_open))?;
+        }
+        let counters: [(&str, &str, RemoteCountOf); 2] = [
+            ("sconce_remote_retries", "Calls of a remote model that were made again", |r| r.retries),
+            (
+                "sconce_remote_refused",
+                "Calls of a remote model that were not made, because its server did not answer of late",
+                |r| r.refused,
+            ),
+        ];
+        for (name, help, count) in counters {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (model, remote) in remotes() {
+                let labels = Labels { model, extra: None };
+                let count = count(remote);
+                family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
             }
         }
         Ok(())
