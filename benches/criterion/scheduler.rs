@@ -12,7 +12,7 @@ use sconce_core::{
     Signature,
 };
 use sconce_scheduler::{
-    BatchPolicy, Batcher, Device, Due, Entry, Priority, Scheduler, Submission, Tenant, Work,
+    BatchPolicy, Batcher, Class, Device, Due, Entry, Priority, Scheduler, Submission, Tenant, Work,
 };
 use std::hint::black_box;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -154,6 +154,7 @@ fn submission() -> Submission {
         input: ModelInput { tensors: Vec::new(), rows: 1, row_tokens: Vec::new() },
         priority: Priority::default(),
         tenant: Tenant::default(),
+        class: Class::Primary,
         deadline: None,
         arrived_at: Instant::now(),
         prepare_time: Duration::ZERO,

@@ -7,7 +7,7 @@ use sconce_core::{
     Reservation, Result, Tensor,
 };
 use sconce_scheduler::{Class, Priority, Scheduler, Submission, Tenant};
-use sconce_telemetry::traces::Observed;
+use sconce_telemetry::traces::{Observed, RequestTrace};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
@@ -173,7 +173,8 @@ pub(crate) struct Unseen {
     pub(crate) device_time: Duration,
 }
 
-/// Answers a request that nobody waits for: never from what was kept, and not counted as a request of its model.
+/// Answers a request that nobody waits for: never from what was kept, not counted as a request of its model, and while nobody else
+/// wants the device. A batch with it ends before it would take longer than `max_batch`. The steps of an ensemble are not so patient.
 ///
 /// # Errors
 /// Whatever keeps it from an answer.
@@ -181,6 +182,7 @@ pub(crate) async fn unseen(
     models: &Arc<Models>,
     served: &Served,
     job: Job,
+    max_batch: Duration,
     pool: &PreparePool,
 ) -> Result<Unseen> {
     let Job { tensors, priority, arrived_at, deadline, reservation, tenant, depth } = job;
@@ -190,6 +192,7 @@ pub(crate) async fn unseen(
         Target::Model(scheduler) => {
             let (input, reservation) = prepare(pool, scheduler.model(), inputs, reservation).await?;
             let prepare_time = arrived_at.elapsed();
+            scheduler.limit_shadow(max_batch);
             let receiver = scheduler.submit(Submission {
                 input,
                 priority,
@@ -198,6 +201,7 @@ pub(crate) async fn unseen(
                 prepare_time,
                 reservation,
                 tenant,
+                class: Class::Shadow,
             })?;
             let reply = receiver.await.map_err(|_| Error::internal("the request was lost"))?;
             (reply.result?, reply.reservation, reply.record)
@@ -205,6 +209,11 @@ pub(crate) async fn unseen(
         Target::Ensemble(assembly) => {
             let request = Request { inputs, priority, arrived_at, deadline, reservation, tenant, depth };
             let (output, reservation) = assembly.run(models, request).await?;
+            (output, reservation, None)
+        }
+        Target::Remote(remote) => {
+            let request = Request { inputs, priority, arrived_at, deadline, reservation, tenant, depth };
+            let (output, reservation) = remote.run(request, &RequestTrace::new(Some(false))).await?;
             (output, reservation, None)
         }
     };

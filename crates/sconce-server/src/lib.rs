@@ -28,7 +28,7 @@ pub use tenants::{Quota, Tenants};
 use content::Content;
 use door::Door;
 use grpc::{Listener, Role};
-use models::{Models, RemoteAccess};
+use models::{Loader, Models, RemoteAccess};
 use sconce_core::{DeviceId, Error};
 use sconce_registry::{Registry, RegistryError};
 use sconce_telemetry::traces::{self, Recorder};
@@ -112,12 +112,11 @@ impl Server {
         let addresses = Addresses { grpc: grpc.1, admin: admin.1, http: http.1 };
 
         let recorder = Recorder::start(config.recorder()?).await?;
-        let quantum = Duration::from_millis(config.scheduling.quantum_ms);
+        let loader = Loader::new(device, Duration::from_millis(config.scheduling.quantum_ms));
         let shadows = shadow::Shadows::start()?;
         let remotes =
             RemoteAccess { hosts: config.remote_hosts, max_message_bytes: config.limits.max_message_bytes };
-        let models =
-            Models::new(config.models, &config.builtin, device, quantum, &memory, registry, shadows, remotes);
+        let models = Models::new(config.models, &config.builtin, loader, &memory, registry, shadows, remotes);
         let models = Arc::new(models);
         let (health, health_service) = tonic_health::server::health_reporter();
         let door = Arc::new(Door::new(

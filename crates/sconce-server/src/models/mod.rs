@@ -12,7 +12,7 @@ mod routes;
 mod smoke;
 mod stored;
 
-pub(crate) use loader::cores;
+pub(crate) use loader::{Loader, cores};
 pub(crate) use memory::Account;
 pub(crate) use overrides::Said;
 pub(crate) use remotes::RemoteAccess;
@@ -29,7 +29,7 @@ use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use ensembles::Assembling;
 use lifecycle::{Draining, Flights};
-use loader::{Instances, Loader};
+use loader::Instances;
 use memory::Memory;
 use overrides::Override;
 use sconce_candle::ModelSettings;
@@ -354,8 +354,7 @@ impl Models {
     pub(crate) fn new(
         root: Option<PathBuf>,
         builtin: &[String],
-        default_device: DeviceId,
-        quantum: Duration,
+        loader: Loader,
         memory_limits: &BTreeMap<DeviceId, u64>,
         registry: Option<Arc<Registry>>,
         shadows: Shadows,
@@ -367,7 +366,7 @@ impl Models {
             builtin: BUILTIN.into_iter().filter(|name| builtin.iter().any(|wanted| wanted == name)).collect(),
             registry,
             remotes,
-            loader: Loader::new(default_device, quantum),
+            loader,
             memory,
             prepare: PreparePool::new(cores()),
             table: ArcSwap::default(),

@@ -120,7 +120,8 @@ impl Runner {
             depth: 0,
         };
         let (started_at, deadline) = (job.arrived_at, job.deadline);
-        let ran = dispatch::unseen(&self.models, &served, job, &shadows.prepare);
+        let max_batch = Duration::from_millis(self.shadow.max_batch_ms.into());
+        let ran = dispatch::unseen(&self.models, &served, job, max_batch, &shadows.prepare);
         let ran = dispatch::within(deadline, ran).await.flatten();
         let taken = started_at.elapsed();
         match ran {
@@ -132,8 +133,7 @@ impl Runner {
             Err(error) => {
                 let hung = error.code() == ErrorCode::DeadlineExceeded;
                 self.findings.failed(&error);
-                let ended = if hung { Ended::Hung } else { Ended::Failed };
-                ended
+                if hung { Ended::Hung } else { Ended::Failed }
             }
             Ok(Unseen { outputs, reservation, device_time }) => {
                 let (findings, version) = (Arc::clone(&self.findings), served.version);
