@@ -87,10 +87,15 @@ fn walk(
         differences.push(format!("{place}: expected {expected}, got {actual}"));
     };
     match (expected, actual) {
-        (_, Value::Object(offer)) if offer.contains_key("any_of") && !expected.is_object() => {
+        (_, Value::Object(offer)) if offer.contains_key("any_of") => {
             let values = offer["any_of"].as_array().map_or(&[][..], Vec::as_slice);
             if !values.iter().any(|value| compare_at(expected, value, tolerance, path)) {
-                differ(path, &expected.to_string(), &format!("none such among {} values", values.len()));
+                let (expected, count) = (abbreviated(expected), values.len());
+                differ(
+                    path,
+                    &expected,
+                    &format!("{count} others, the first of them {}", abbreviated(&values[0])),
+                );
             }
         }
         (Value::Object(fields), _) if fields.contains_key("error") => {
@@ -134,6 +139,11 @@ fn walk(
             _ => differ(path, &expected.to_string(), &actual.to_string()),
         },
     }
+}
+
+/// As much of a value as fits a line.
+fn abbreviated(value: &Value) -> String {
+    value.to_string().chars().take(120).collect()
 }
 
 /// Whether a value matches at a place.

@@ -3,7 +3,6 @@
 //! A file names its test; the groups below map names to functions. Each function takes the case's arguments and answers in
 //! the shape of the file's `expect`, as JSON, with NaN and infinities as strings, as the files have them.
 
-#[allow(dead_code, reason = "the groups still to come use the rest")]
 mod arguments;
 mod canary;
 mod compare;

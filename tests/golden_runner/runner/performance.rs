@@ -5,7 +5,7 @@ use super::arguments::{Arguments, Fault, number, numbers, unexpected};
 use sconce_stats::performance::{
     Average, BinaryConfusion, BinarySamplingError, BusinessValue, Confusion, DECISION_THRESHOLD, Isotonic,
     Reconstruction, Regression, RollingAuc, SamplingErrors, Thresholds, average_precision, brier_score,
-    calibration_error, calibration_helps, deviation_thresholds, equal_count_bins, estimate_performance,
+    calibration_error, calibration_gain, deviation_thresholds, equal_count_bins, estimate_performance,
     log_loss, multiclass_auc, multiclass_log_loss, quantile_calibration_error, ranking, regression, roc_auc,
 };
 use serde_json::{Map, Value, json};
@@ -245,11 +245,23 @@ fn reconstruction(arguments: &Arguments<'_>) -> Result<Value, Fault> {
     }))
 }
 
-/// The whole of it: calibration if it helps, thresholds from the reference's chunks, estimates of each chunk.
+/// The whole of it. Calibrated scores are few and tied, and where the gain is small the order of ties decides in the reference whether to
+/// calibrate: then the file may have either, and must have one of them whole.
 fn calibrated_estimates(arguments: &Arguments<'_>) -> Result<Value, Fault> {
+    /// What the order of ties moves the error by, and some more.
+    const UNDECIDED: f64 = 0.02;
+    let gain = calibration_gain(&labels(arguments, "ref_y")?, &arguments.numbers("ref_s")?)?;
+    let Some(gain) = gain else { return estimates_of_chunks(arguments, false) };
+    if (gain.before - gain.after).abs() > UNDECIDED {
+        return estimates_of_chunks(arguments, gain.helps());
+    }
+    Ok(json!({ "any_of": [estimates_of_chunks(arguments, true)?, estimates_of_chunks(arguments, false)?] }))
+}
+
+/// Calibration if it helps, thresholds from the reference's chunks, estimates of each chunk.
+fn estimates_of_chunks(arguments: &Arguments<'_>, helps: bool) -> Result<Value, Fault> {
     let (labels, scores) = (labels(arguments, "ref_y")?, arguments.numbers("ref_s")?);
     let size = chunk_size(arguments)?;
-    let helps = calibration_helps(&labels, &scores)?;
     let truth: Vec<f64> = labels.iter().map(|label| f64::from(u8::from(*label))).collect();
     let calibrator = if helps { Some(Isotonic::fit(&scores, &truth)?) } else { None };
     let sampling = BinarySamplingError::fit(&labels, &scores)?;

@@ -1,6 +1,7 @@
 use super::shuffle::{MersenneTwister, stratified_tests};
 use super::{Isotonic, check_scores, roc_auc};
 use crate::error::{Result, StatsError, in_range};
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// Splits `count` sorted values into about `bins` bins of equal count, the last one taking the rest: fewer bins where there would be
@@ -21,37 +22,60 @@ pub fn equal_count_bins(count: usize, bins: usize) -> Result<Vec<Range<usize>>> 
     Ok((0..last).map(|at| edge(at)..edge(at + 1)).collect())
 }
 
-/// Expected calibration error over [`equal_count_bins`]: the mean distance of score and share of positives.
+/// Expected calibration error over [`equal_count_bins`]: the mean distance of score and share of positives. Equal scores share their
+/// mean label, so it does not matter which of them falls on which side of an edge.
 ///
 /// # Errors
 /// Different lengths, scores not in 0..=1, and as [`equal_count_bins`].
 pub fn quantile_calibration_error(labels: &[bool], scores: &[f64], bins: usize) -> Result<f64> {
     check_scores(labels.len(), scores)?;
-    let mut pairs: Vec<(f64, bool)> = scores.iter().copied().zip(labels.iter().copied()).collect();
-    pairs.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let label = |label: &bool| f64::from(u8::from(*label));
+    let mut pairs: Vec<(f64, f64)> = scores.iter().copied().zip(labels.iter().map(label)).collect();
+    pairs.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+    for tied in pairs.chunk_by_mut(|a, b| a.0 == b.0) {
+        let mean = tied.iter().map(|pair| pair.1).sum::<f64>() / tied.len() as f64;
+        tied.iter_mut().for_each(|pair| pair.1 = mean);
+    }
     let term = |bin: Range<usize>| {
         let (count, bin) = (bin.len() as f64, &pairs[bin]);
         let score: f64 = bin.iter().map(|pair| pair.0).sum();
-        let positives = bin.iter().filter(|pair| pair.1).count() as f64;
+        let positives: f64 = bin.iter().map(|pair| pair.1).sum();
         count / pairs.len() as f64 * (score / count - positives / count).abs()
     };
     Ok(equal_count_bins(pairs.len(), bins)?.into_iter().map(term).sum())
 }
 
-/// Whether isotonic calibration brings scores nearer to the share of positives, on a tenth of the data that it was not fitted on, over ten
-/// stratified splits. Never for one class, or scores that separate the classes (ROC AUC above 0.999).
+/// The calibration error of scores that a calibrator was not fitted on.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct CalibrationGain {
+    /// Of the scores as they are.
+    pub before: f64,
+    /// Of the calibrated ones.
+    pub after: f64,
+}
+
+impl CalibrationGain {
+    /// Whether calibration brings scores nearer to the share of positives.
+    pub fn helps(&self) -> bool {
+        self.before > self.after
+    }
+}
+
+/// What isotonic calibration gains, on a tenth of the data that it was not fitted on, over ten stratified splits. `None` where there is
+/// nothing to calibrate: for one class, or scores that separate the classes (ROC AUC above 0.999).
 ///
-/// The splits are those of scikit-learn's `StratifiedShuffleSplit(10, test_size=0.1, random_state=42)`, so the answer is NannyML's.
+/// The splits are those of scikit-learn's `StratifiedShuffleSplit(10, test_size=0.1, random_state=42)`, so the decision is NannyML's,
+/// unless the errors are so close that the order of equal scores decides there.
 ///
 /// # Errors
 /// Different lengths, scores not in 0..=1, fewer than two labels of a class, so few that a split has no test or no bins.
-pub fn calibration_helps(labels: &[bool], scores: &[f64]) -> Result<bool> {
+pub fn calibration_gain(labels: &[bool], scores: &[f64]) -> Result<Option<CalibrationGain>> {
     const SPLITS: usize = 10;
     const BINS: usize = 10;
     check_scores(labels.len(), scores)?;
     let auc = roc_auc(labels, scores)?;
     if auc.is_nan() || auc > 0.999 {
-        return Ok(false);
+        return Ok(None);
     }
     let mut random = MersenneTwister::new(42);
     let (mut tested, mut before, mut after) = (Vec::new(), Vec::new(), Vec::new());
@@ -69,7 +93,7 @@ pub fn calibration_helps(labels: &[bool], scores: &[f64]) -> Result<bool> {
         }
     }
     let error = |scores: &[f64]| quantile_calibration_error(&tested, scores, BINS);
-    Ok(error(&before)? > error(&after)?)
+    Ok(Some(CalibrationGain { before: error(&before)?, after: error(&after)? }))
 }
 
 #[cfg(test)]
@@ -92,8 +116,8 @@ mod tests {
         let mut random = Rng::with_seed(79);
         let scores: Vec<f64> = (0..1_000).map(|_| random.f64()).collect();
         let labels: Vec<bool> = scores.iter().map(|score| random.f64() < 0.5 + 0.4 * (score - 0.5)).collect();
-        assert!(calibration_helps(&labels, &scores).unwrap());
-        assert!(!calibration_helps(&[true; 50], &[0.5; 50]).unwrap());
-        assert!(calibration_helps(&[true, false], &[0.8, 0.9]).is_err());
+        assert!(calibration_gain(&labels, &scores).unwrap().unwrap().helps());
+        assert_eq!(calibration_gain(&[true; 50], &[0.5; 50]).unwrap(), None);
+        assert!(calibration_gain(&[true, false], &[0.8, 0.9]).is_err());
     }
 }

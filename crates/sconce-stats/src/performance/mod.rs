@@ -18,7 +18,7 @@ mod thresholds;
 pub use binary::{
     BinaryConfusion, RollingAuc, average_precision, brier_score, calibration_error, log_loss, roc_auc,
 };
-pub use calibration::{calibration_helps, equal_count_bins, quantile_calibration_error};
+pub use calibration::{CalibrationGain, calibration_gain, equal_count_bins, quantile_calibration_error};
 pub use estimate::{BusinessValue, EstimatedPerformance, estimate_performance};
 pub use isotonic::Isotonic;
 pub use multiclass::{Average, Confusion, MulticlassAuc, multiclass_auc, multiclass_log_loss};

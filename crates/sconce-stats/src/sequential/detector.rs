@@ -86,17 +86,21 @@ impl EDetector {
 
     /// The natural logarithm of the detector: alarm at `ln(1 / alpha)`.
     pub fn log_e(&self) -> f64 {
-        (self.values.iter().sum::<f64>() / self.values.len() as f64).ln()
+        self.value().ln()
     }
 
     /// Whether it stands at an alarm of level `alpha`. What follows (usually [`reset`](Self::reset)) is the caller's.
     pub fn alarms(&self, alpha: f64) -> bool {
-        self.log_e() >= -alpha.ln()
+        self.value() >= 1.0 / alpha
     }
 
     /// Forgets all values.
     pub fn reset(&mut self) {
         self.values.fill(0.0);
+    }
+
+    fn value(&self) -> f64 {
+        self.values.iter().sum::<f64>() / self.values.len() as f64
     }
 }
 
