@@ -58,10 +58,7 @@ fn main() {
     println!(
         "\nFor comparison: a fixed test of the errors that looks once (power 0.8, equal shares) takes {fixed:.0} samples."
     );
-    println!(
-        "Theory, errors: log(2 / {ALPHA}) and what learning both rates costs, over the information of a request."
-    );
-    println!("Theory, latency: where the confidence sequences of both true quantiles come apart.");
+    println!("Theory: where the tests of a gate fail if everything is what is expected.");
 }
 
 fn line(runs: usize, gate: &str, worse: &str, spec: &Gate, percent: f64, truth: (f64, f64), theory: f64) {
@@ -157,7 +154,7 @@ fn normal(random: &mut Rng) -> f64 {
 }
 
 /// The candidate's samples at which either test of the gate fails if counts are what is expected: the e-process, whose logarithm
-/// grows by the information of a request less what it costs to learn two rates (half a logarithm of the samples each), or the
+/// grows by the information of a request less what it costs to learn two rates (half a logarithm of the errors each), or the
 /// confidence sequences of both rates, which come apart.
 fn errors_theory(percent: f64) -> f64 {
     let (p, q, share) = (CONTROL_ERRORS, 0.03, percent / 100.0);
@@ -172,14 +169,16 @@ fn errors_theory(percent: f64) -> f64 {
     };
     let fails = |n: &f64| {
         let (ours, theirs) = (share * n, (1.0 - share) * n);
-        let needed = (2.0 / ALPHA).ln() + 0.5 * (ours.ln() + theirs.ln());
+        let learning = |errors: f64| 0.5 * errors.max(1.0).ln();
+        let needed = (2.0 / ALPHA).ln() + learning(q * ours) + learning(p * theirs);
         n * by_request >= needed || interval(q, ours).low > interval(p, theirs).high
     };
     let requests = (1..100_000_u32).map(|step| f64::from(step) * 100.0).find(fails).unwrap();
     requests * share
 }
 
-/// The candidate's samples at which the confidence sequences of both quantiles come apart, if values lie where they are expected.
+/// The candidate's samples at which the confidence sequences of both quantiles come apart, if values lie where they are expected, and
+/// in the middle of the sketches' buckets, which are 1 percent to either side.
 fn latency_theory(quantile: f64, ratio: f64, slower: f64, percent: f64) -> f64 {
     use sconce_stats::special::normal_quantile;
     let value = |share: f64| (SIGMA * normal_quantile(share)).exp();
@@ -189,10 +188,11 @@ fn latency_theory(quantile: f64, ratio: f64, slower: f64, percent: f64) -> f64 {
         let control = (candidate as f64 * (100.0 - percent) / percent) as u64;
         let ours = quantile_ranks(candidate, quantile, alpha, 5_000).unwrap();
         let theirs = quantile_ranks(control, quantile, alpha, 5_000).unwrap();
+        const BUCKET: f64 = 1.01 / 0.99;
         ours.low > 0
             && theirs.high < control
             && slower * value(ours.low as f64 / (candidate + 1) as f64)
-                > ratio * value(theirs.high as f64 / (control + 1) as f64)
+                > BUCKET * ratio * value(theirs.high as f64 / (control + 1) as f64)
     };
     let mut candidate = 100;
     while !is_apart(candidate) {
