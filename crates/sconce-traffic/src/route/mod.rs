@@ -307,7 +307,7 @@ impl RoutingTable {
         &self.shadows
     }
 
-    /// Where a request goes. Allocates nothing and takes no lock; about 100 ns with a sticky key, which is hashed.
+    /// Where a request goes. Allocates nothing and takes no lock. About 10 ns, and 100 to 150 ns with a sticky key, which is hashed.
     pub fn route(&self, facts: &impl Facts) -> Decision<'_> {
         let (place, reason) = self.choose(facts);
         let variant = place.and_then(|place| self.variants.get(usize::from(place)));
