@@ -92,6 +92,13 @@ async fn a_candidate_sees_every_request_and_answers_none() {
     let seen = report(&traffic).await;
     assert_eq!((seen.version, &seen.primaries), (2, &[(1, 40)].into()));
     assert_eq!((seen.compared, seen.identical, seen.waiting, seen.running), (40, 10, 0, 0), "{seen:?}");
+    // What it comes to by output: three in four are beyond any tolerance.
+    let comparison: serde_json::Value = serde_json::from_str(&seen.comparison_json).unwrap();
+    assert_eq!(
+        (&comparison["pairs"], &comparison["verdict"]),
+        (&40.into(), &"different".into()),
+        "{comparison}"
+    );
     // 2 and 3 are 1 apart, and 0 is 0.
     assert_eq!(seen.differences, [(i32::MIN, 10), (0, 30)].into());
     assert!(seen.primary_ms.unwrap().p50 > 0.0 && seen.candidate_ms.unwrap().p50 > 0.0);
@@ -134,14 +141,16 @@ async fn a_shadow_that_panics_is_counted_and_held_back_and_callers_notice_nothin
     promote(&mut registry, MODEL, "1", "champion").await;
     set(&traffic, shadowed(shadow())).await;
     ready(&mut registry, "2").await;
-    for number in 1..=30 {
+    let mut asked = 0;
+    until("a shadow that is held back", async || {
         let answer = client.infer(identity_request(MODEL, 1)).await.unwrap();
         assert_eq!(answer.model_version, "1");
-        settled(&traffic, number).await;
-    }
+        asked += 1;
+        settled(&traffic, asked).await.dropped.contains_key("held_back")
+    })
+    .await;
     let seen = report(&traffic).await;
-    assert_eq!((seen.compared, seen.failed["INTERNAL"]), (0, 3), "{seen:?}");
-    assert_eq!(seen.dropped["held_back"], 27, "{seen:?}");
+    assert!(seen.compared == 0 && seen.failed["INTERNAL"] >= 3, "{seen:?}");
     assert!(seen.explanations.iter().any(|why| why.starts_with("INTERNAL: ")), "{seen:?}");
     server.shutdown().await;
 }
@@ -209,9 +218,7 @@ async fn a_shadow_that_answers_garbage_or_is_not_there_is_told_of() {
         settled(&traffic, number).await;
     }
     let seen = report(&traffic).await;
-    assert_eq!((seen.compared, seen.failed.get("INVALID_ARGUMENT")), (0, Some(&3)), "{seen:?}");
+    assert!(seen.compared == 0 && seen.failed["INVALID_ARGUMENT"] >= 3, "{seen:?}");
     assert!(seen.explanations[0].contains("features"), "{seen:?}");
-
-    // Taken out of memory it is not loaded for the sake of a shadow.
     server.shutdown().await;
 }

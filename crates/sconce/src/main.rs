@@ -14,7 +14,9 @@ mod model;
 mod models;
 mod records;
 mod registry;
+mod report;
 mod serve;
+mod shadow;
 mod table;
 mod text;
 mod traffic;
@@ -49,6 +51,8 @@ enum Command {
     Model(model::Args),
     /// Say which versions of a model answer which requests of a running server
     Traffic(traffic::Args),
+    /// Let a version see a model's requests without answering any, and say how it compares
+    Shadow(shadow::Args),
     /// Read and verify the trail of changes
     Audit(audit::Args),
     /// Check, back up, restore or export a whole registry
@@ -76,6 +80,7 @@ fn main() -> ExitCode {
         Command::Models(args) => models::run(args),
         Command::Model(args) => model::run(args),
         Command::Traffic(args) => traffic::run(args),
+        Command::Shadow(args) => shadow::run(args),
         Command::Audit(args) => audit::run(args),
         Command::Registry(args) => registry::run(args),
         Command::Validate(args) => validate::run(&args),

@@ -303,7 +303,7 @@ async fn infer_by(
     };
     let (output, reservation) = dispatch::infer(&door.models, served, job, observation).await?;
     if let Some((lanes, tensors, bytes)) = shadowed {
-        let asked = Asked::new(served, tensors, &output, bytes);
+        let asked = Asked::new(served, tensors, &output, prediction_id, bytes);
         observation.offer = Some(Box::new(Offer { lanes, asked }));
     }
     let mut response = ModelInferResponse {

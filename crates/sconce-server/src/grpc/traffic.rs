@@ -146,6 +146,8 @@ fn report(models: &Models, name: &ModelName, variant: &str) -> Option<pb::Shadow
 fn shadowed(name: &ModelName, lane: &Lane) -> pb::Shadowed {
     let findings = &lane.findings;
     let found = findings.snapshot();
+    // Numbers and text: there is nothing in it that has no JSON.
+    let comparison = findings.comparison().and_then(|report| serde_json::to_string(&report).ok());
     let counts = |counts: BTreeMap<&'static str, u64>| {
         counts.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect()
     };
@@ -174,7 +176,7 @@ fn shadowed(name: &ModelName, lane: &Lane) -> pb::Shadowed {
         candidate_ms: quantiles(&found.latency[1]),
         differences: found.differences,
         agreement: found.agreement.iter().map(piece).collect(),
-        comparison_json: String::new(),
+        comparison_json: comparison.unwrap_or_default(),
     }
 }
 

@@ -2,7 +2,8 @@
 
 use super::Asked;
 use crate::traffic::Times;
-use sconce_core::{DataType, Error, ModelVersion, Reservation, Tensor};
+use sconce_core::{DataType, Error, ErrorCode, ModelVersion, Reservation, Tensor};
+use sconce_traffic::compare::{self, CompareSpec, Comparison};
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, AtomicUsize};
@@ -19,7 +20,6 @@ const EXPONENTS: std::ops::RangeInclusive<i32> = -12..=12;
 const PRIMARIES: usize = 16;
 
 /// What a shadow has shown, and what became of what was offered to it. It is bounded, however much that is.
-#[derive(Debug)]
 pub(crate) struct Findings {
     pub(crate) since: SystemTime,
     /// Answered requests that it was to see.
@@ -27,6 +27,8 @@ pub(crate) struct Findings {
     pub(crate) waiting: AtomicUsize,
     pub(crate) running: AtomicUsize,
     found: Mutex<Found>,
+    /// Of this version of the candidate with what answered.
+    comparison: Mutex<Option<(ModelVersion, Comparison)>>,
 }
 
 /// What was found up to some time.
@@ -72,6 +74,7 @@ impl Default for Findings {
             waiting: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
             found: Mutex::default(),
+            comparison: Mutex::default(),
         }
     }
 }
@@ -79,6 +82,12 @@ impl Default for Findings {
 impl Findings {
     pub(crate) fn snapshot(&self) -> Found {
         self.found().clone()
+    }
+
+    /// How the answers compare; `None` before there is one.
+    pub(crate) fn comparison(&self) -> Option<compare::Report> {
+        let comparison = self.comparison.lock().unwrap_or_else(PoisonError::into_inner);
+        comparison.as_ref().map(|(_, comparison)| comparison.report())
     }
 
     /// Counts a request that was offered and will not run.
@@ -103,6 +112,33 @@ impl Findings {
             found.explanations.pop_front();
         }
         found.explanations.push_back(text);
+    }
+
+    fn compare(
+        &self,
+        asked: &Asked,
+        (primary_latency, candidate_latency): (Duration, Duration),
+        version: ModelVersion,
+        outputs: &Result<Vec<(String, Tensor)>, ErrorCode>,
+    ) {
+        let mut comparison = self.comparison.lock().unwrap_or_else(PoisonError::into_inner);
+        if comparison.as_ref().is_none_or(|(of, _)| *of != version) {
+            // What counts as a difference by default is in order: there are no problems to tell of.
+            let new = Comparison::new(CompareSpec::default(), fastrand::u64(..));
+            *comparison = new.ok().map(|new| (version, new));
+        }
+        let Some((_, comparison)) = comparison.as_mut() else { return };
+        let primary = by_name(&asked.outputs);
+        let candidate = outputs.as_ref().map(|outputs| by_name(outputs)).map_err(|code| *code);
+        let pair = compare::Pair {
+            id: &asked.id,
+            primary: Ok(&primary),
+            candidate: candidate.as_deref().map_err(|code| *code),
+            primary_latency,
+            candidate_latency,
+        };
+        // Inputs stay where they are until a model can say that they may be kept.
+        comparison.add(&pair, || None);
     }
 
     fn found(&self) -> MutexGuard<'_, Found> {
@@ -150,6 +186,10 @@ fn largest_difference(a: &[(String, Tensor)], b: &[(String, Tensor)]) -> Option<
     largest
 }
 
+fn by_name(outputs: &[(String, Tensor)]) -> Vec<(&str, &Tensor)> {
+    outputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect()
+}
+
 /// The power of ten that a difference is at most.
 fn exponent(difference: f64) -> i32 {
     if difference == 0.0 {
@@ -169,11 +209,11 @@ pub(super) struct Pair {
     pub(super) latency: Duration,
     /// The candidate's version.
     pub(super) version: ModelVersion,
-    /// The candidate's outputs by name, and how long they took.
-    pub(super) outputs: Vec<(String, Tensor)>,
+    /// The candidate's outputs by name, or how it failed, and how long that took.
+    pub(super) outputs: Result<Vec<(String, Tensor)>, ErrorCode>,
     pub(super) taken: Duration,
     /// What both hold of the shadows' bytes.
-    pub(super) _held: (Arc<Reservation>, Reservation),
+    pub(super) _held: (Arc<Reservation>, Option<Reservation>),
 }
 
 impl Pair {
@@ -187,6 +227,8 @@ impl Pair {
 
     fn compare_or_panic(self) {
         let Self { findings, asked, latency, version, outputs, taken, _held } = self;
+        findings.compare(&asked, (latency, taken), version, &outputs);
+        let Ok(outputs) = outputs else { return };
         let identical = asked.outputs == outputs;
         let difference = if identical { Some(0.0) } else { largest_difference(&asked.outputs, &outputs) };
         let mut found = findings.found();
@@ -225,6 +267,7 @@ mod tests {
             tensors: Vec::new(),
             version: ModelVersion::new(1).unwrap(),
             outputs: tensor(a),
+            id: String::new(),
             bytes: 0,
         };
         Pair {
@@ -232,9 +275,9 @@ mod tests {
             asked: Arc::new(asked),
             latency: Duration::from_millis(1),
             version: ModelVersion::new(version).unwrap(),
-            outputs: tensor(b),
+            outputs: Ok(tensor(b)),
             taken: Duration::from_millis(2),
-            _held: (Arc::new(budget.empty()), budget.empty()),
+            _held: (Arc::new(budget.empty()), None),
         }
         .compare();
     }

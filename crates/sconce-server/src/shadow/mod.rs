@@ -13,7 +13,9 @@ pub(crate) use findings::{Findings, Piece};
 use crate::dispatch::PreparePool;
 use crate::models::{Models, Served};
 use findings::Pair;
-use sconce_core::{ByteBudget, Error, InferOutput, ModelName, ModelVersion, Reservation, Result, Tensor};
+use sconce_core::{
+    ByteBudget, Error, InferOutput, ModelName, ModelVersion, PredictionId, Reservation, Result, Tensor,
+};
 use sconce_traffic::route;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -51,6 +53,8 @@ pub(crate) struct Asked {
     /// The version that answered, and its outputs by name.
     pub(crate) version: ModelVersion,
     pub(crate) outputs: Vec<(String, Tensor)>,
+    /// The prediction's.
+    pub(crate) id: String,
     /// What all of it holds of memory.
     pub(crate) bytes: usize,
 }
@@ -120,12 +124,14 @@ impl Asked {
         served: &Served,
         tensors: Vec<(String, Tensor)>,
         output: &InferOutput,
+        id: PredictionId,
         bytes: usize,
     ) -> Self {
         let names = served.signature().outputs.iter().map(|spec| spec.name.clone());
         let outputs: Vec<_> = names.zip(output.tensors.iter().cloned()).collect();
         let answered: usize = outputs.iter().map(|(_, tensor)| tensor.data().len()).sum();
-        Self { tensors, version: served.version, outputs, bytes: bytes.saturating_add(answered) }
+        let (version, id) = (served.version, id.to_string());
+        Self { tensors, version, outputs, id, bytes: bytes.saturating_add(answered) }
     }
 }
 

@@ -1,11 +1,11 @@
 //! A shadow's lane: takes what was offered, runs as much of it as the shadow may, and hands on what came of it.
 
-use super::Work;
 use super::breaker::Breaker;
 use super::findings::{Findings, Pair};
+use super::{Asked, Work};
 use crate::dispatch::{self, Job, Unseen};
-use crate::models::Models;
-use sconce_core::{Error, ErrorCode, ModelName};
+use crate::models::{Models, Served};
+use sconce_core::{Error, ErrorCode, ModelName, Reservation, Tensor};
 use sconce_scheduler::{Priority, Tenant};
 use sconce_traffic::route;
 use std::sync::Arc;
@@ -80,7 +80,7 @@ async fn work_off(runner: Arc<Runner>, mut waiting: mpsc::Receiver<Work>) {
                 }
             },
             work = waiting.recv(), if running.len() < most && is_even => {
-                let Some(work) = work else { return };
+                let Some(work) = work else { break };
                 if breaker.is_open(now) {
                     findings.dropped("held_back");
                 } else if work.offered_at.elapsed() > LONGEST_WAIT {
@@ -92,6 +92,18 @@ async fn work_off(runner: Arc<Runner>, mut waiting: mpsc::Receiver<Work>) {
             }
             () = tokio::time::sleep_until(even_at.into()), if !is_even => {}
         }
+    }
+    // Nobody offers any more: what runs is still counted.
+    while running.join_next().await.is_some() {}
+}
+
+/// Whether a request was refused because others want what it would take: that says nothing against the candidate.
+fn is_for_want_of_room(error: &Error, taken: Duration) -> bool {
+    match error.code() {
+        ErrorCode::ResourceExhausted | ErrorCode::Unavailable => true,
+        // By who runs first there would have been no time for it.
+        ErrorCode::DeadlineExceeded => taken < LONGEST_RUN,
+        _ => false,
     }
 }
 
@@ -125,24 +137,37 @@ impl Runner {
         let ran = dispatch::within(deadline, ran).await.flatten();
         let taken = started_at.elapsed();
         match ran {
-            Err(error) if matches!(error.code(), ErrorCode::ResourceExhausted | ErrorCode::Unavailable) => {
+            Err(error) if is_for_want_of_room(&error, taken) => {
                 self.findings.explain(&error);
                 self.findings.dropped("shed");
                 Ended::Well(Duration::ZERO)
             }
             Err(error) => {
-                let hung = error.code() == ErrorCode::DeadlineExceeded;
                 self.findings.failed(&error);
-                if hung { Ended::Hung } else { Ended::Failed }
+                let outputs = Err(error.code());
+                self.hand_on(asked, latency, &served, (outputs, taken), (held, None)).await;
+                if taken >= LONGEST_RUN { Ended::Hung } else { Ended::Failed }
             }
             Ok(Unseen { outputs, reservation, device_time }) => {
-                let (findings, version) = (Arc::clone(&self.findings), served.version);
-                let held = (held, reservation);
-                let pair = Pair { findings, asked, latency, version, outputs, taken, _held: held };
-                // The thread that compares ends last: without it there is nobody to tell.
-                let _ = shadows.pairs.send(pair).await;
+                let held = (held, Some(reservation));
+                self.hand_on(asked, latency, &served, (Ok(outputs), taken), held).await;
                 Ended::Well(device_time)
             }
         }
+    }
+
+    /// Hands on what is to be compared.
+    async fn hand_on(
+        &self,
+        asked: Arc<Asked>,
+        latency: Duration,
+        served: &Served,
+        (outputs, taken): (Result<Vec<(String, Tensor)>, ErrorCode>, Duration),
+        held: (Arc<Reservation>, Option<Reservation>),
+    ) {
+        let (findings, version) = (Arc::clone(&self.findings), served.version);
+        let pair = Pair { findings, asked, latency, version, outputs, taken, _held: held };
+        // The thread that compares ends last: without it there is nobody to tell.
+        let _ = self.models.shadows.pairs.send(pair).await;
     }
 }
