@@ -104,7 +104,6 @@ async fn a_candidate_sees_every_request_and_answers_none() {
     assert!(seen.primary_ms.unwrap().p50 > 0.0 && seen.candidate_ms.unwrap().p50 > 0.0);
     let compared = format!("sconce_shadow_compared_total{{model=\"{MODEL}\",variant=\"candidate\"}}");
     assert_eq!(server.metric(&compared).await, 40);
-    // The candidate's own counters are those of requests that were for it.
     server.until_metric("sconce_shadow_bytes", 0).await;
 
     let sampled = pb::Shadow { sample: Some(0.25), ..shadow() };

@@ -143,6 +143,11 @@ impl Served {
         }
     }
 
+    /// Requests of shadows that wait.
+    pub(crate) fn shadow_depth(&self) -> usize {
+        self.scheduler().map_or(0, Scheduler::shadow_depth)
+    }
+
     /// What was learned of the time its batches take, if anything.
     pub(crate) fn cost(&self) -> Option<CostSample> {
         let report = self.scheduler()?.cost();

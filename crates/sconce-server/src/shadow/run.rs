@@ -97,16 +97,6 @@ async fn work_off(runner: Arc<Runner>, mut waiting: mpsc::Receiver<Work>) {
     while running.join_next().await.is_some() {}
 }
 
-/// Whether a request was refused because others want what it would take: that says nothing against the candidate.
-fn is_for_want_of_room(error: &Error, taken: Duration) -> bool {
-    match error.code() {
-        ErrorCode::ResourceExhausted | ErrorCode::Unavailable => true,
-        // By who runs first there would have been no time for it.
-        ErrorCode::DeadlineExceeded => taken < LONGEST_RUN,
-        _ => false,
-    }
-}
-
 impl Runner {
     /// Has the candidate answer one request.
     async fn run(&self, work: Work) -> Ended {
@@ -137,7 +127,7 @@ impl Runner {
         let ran = dispatch::within(deadline, ran).await.flatten();
         let taken = started_at.elapsed();
         match ran {
-            Err(error) if is_for_want_of_room(&error, taken) => {
+            Err(error) if self.is_for_want_of_room(&error, &served, taken) => {
                 self.findings.explain(&error);
                 self.findings.dropped("shed");
                 Ended::Well(Duration::ZERO)
@@ -153,6 +143,19 @@ impl Runner {
                 self.hand_on(asked, latency, &served, (Ok(outputs), taken), held).await;
                 Ended::Well(device_time)
             }
+        }
+    }
+
+    /// Whether a request was not run because others want what it would take: that says nothing against the candidate.
+    fn is_for_want_of_room(&self, error: &Error, served: &Served, taken: Duration) -> bool {
+        match error.code() {
+            ErrorCode::ResourceExhausted => true,
+            // Either its turn would not have come in time, or it did not come: then all that this shadow runs still waits.
+            ErrorCode::DeadlineExceeded => {
+                let running = self.findings.running.load(Ordering::Relaxed);
+                taken < LONGEST_RUN || served.shadow_depth() >= running.max(1)
+            }
+            _ => false,
         }
     }
 
