@@ -147,6 +147,13 @@ DASHBOARDS = [
         panel("Loads", (f"sum by (status) (increase(sconce_loads_total{{{ours}}}[$__rate_interval]))", "{{status}}")),
         panel("Time to load a version, p95", (
             f"histogram_quantile(0.95, {rate('sconce_load_duration_seconds_bucket', answered, 'le', '$__range')})", "p95"), unit="s"),
+        panel("Requests by variant", (rate("sconce_variant_requests_total", one, "variant, status"), "{{variant}}: {{status}}"), unit="reqps",
+              about="Of models with a route alone."),
+        panel("p99 by variant", (
+            f"histogram_quantile(0.99, {rate('sconce_variant_request_duration_seconds_bucket', one, 'variant, le')})", "{{variant}}"), unit="s"),
+        panel("What became of shadows' requests", (rate("sconce_shadow_compared_total", one, "variant"), "{{variant}}: compared"),
+              (rate("sconce_shadow_dropped_total", one, "variant, reason"), "{{variant}}: dropped, {{reason}}"),
+              (rate("sconce_shadow_failed_total", one, "variant, status"), "{{variant}}: failed, {{status}}"), unit="reqps"),
         panel("What each version is", (
             f"max by (version, family, precision, device, instances) (sconce_model_info{{{one}}})",
             "{{version}}: {{family}}, {{precision}} on {{device}}, {{instances}} instances")),

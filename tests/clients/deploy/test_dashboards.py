@@ -21,6 +21,9 @@ EMPTY = {
     "Refused by the queue": "the queue is not full",
     "Requests, now and a day ago / a day ago": "a day ago it was not there",
     "Mean time in the model, now and a day ago / a day ago": "a day ago it was not there",
+    "Requests by variant": "no route is declared",
+    "p99 by variant": "no route is declared",
+    "What became of shadows' requests": "no shadow is declared",
     "Model memory / {{instance}} {{device}}: bound": "no bound is configured",
 }
 
