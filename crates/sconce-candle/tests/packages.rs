@@ -148,8 +148,8 @@ fn all_problems_are_reported_at_once() {
         &[
             "`max_batch_size`: expected 1 to 65536, got 0",
             "`queue_depth`: invalid type",
-            "`queue_target_ms`: expected 0 to 60000, got 60001",
             "`default_timeout_ms`: expected more than 0 to 3600000, got 0",
+            "`queue_target_ms`: expected 0 to 60000, got 60001",
             "`pin_cores`: invalid type",
             "expected `cpu` or `cuda:N`, got \"gpu\"",
             "`dtype`: expected one of f32, bf16, f16, int8, got \"f64\"",
