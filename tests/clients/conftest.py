@@ -27,14 +27,14 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def start_server(tmp_path):
-    """Starts one more server, with the models that the given function writes."""
+    """Starts one more server, with the models that the given function writes, and more of an environment."""
     started = []
 
-    def start(write_models) -> Server:
+    def start(write_models, **environment: str) -> Server:
         folder = tmp_path / "models"
         folder.mkdir()
         write_models(folder)
-        started.append(Server(folder))
+        started.append(Server(folder, **environment))
         return started[-1]
 
     yield start

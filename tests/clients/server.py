@@ -5,6 +5,8 @@ Environment; tests/setup writes all but the last line to <target>/clients.env:
   SCONCE_DEMO    folder of the demo model breast_cancer and its held-out rows
   SCONCE_MINILM  folder of all-MiniLM-L6-v2
   SCONCE_K6, SCONCE_GRPCURL, SCONCE_PERF_ANALYZER  the tools
+  SCONCE_TRACE_RECEIVER  a collector of traces with Jaeger's user interface and query API
+  SCONCE_PLAYWRIGHT, SCONCE_CHROMIUM  a browser and what drives it: only with SCONCE_FULL
   SCONCE_GRPC, SCONCE_ADMIN, SCONCE_HTTP  addresses of a running server that holds the models of `build_models`:
                  with all three set none is started
 """
@@ -62,10 +64,11 @@ def build_models(folder: Path) -> Path:
 class Server:
     """A Sconce process of our own on free ports. `grpc`, `admin` and `http` are "host:port"."""
 
-    def __init__(self, models: Path):
+    def __init__(self, models: Path, **environment: str):
         listeners = [word for name in ("grpc", "admin", "http") for word in (f"--{name}", "127.0.0.1:0")]
         self.process = subprocess.Popen(
             [setting("SCONCE_BIN"), "serve", "--models", str(models), "--builtin", "identity,add_sub", *listeners],
+            env=os.environ | environment,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
@@ -103,6 +106,49 @@ class Server:
             self.process.kill()
             raise AssertionError(f"still running {STOP_SECONDS} s after SIGTERM:\n{''.join(self.log)}") from None
         assert code == 0, f"exit code {code} after SIGTERM:\n{''.join(self.log)}"
+
+
+class Registry(Server):
+    """A server of a data folder, and the command line that talks to it."""
+
+    def __init__(self, data: Path, **environment: str):
+        listeners = [word for name in ("grpc", "admin", "http") for word in (f"--{name}", "127.0.0.1:0")]
+        self.process = subprocess.Popen(
+            [setting("SCONCE_BIN"), "serve", "--data", str(data), *listeners],
+            env=os.environ | environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+        self.data, self.log, ready = data, collections.deque(maxlen=50), queue.Queue()
+        # An empty registry serves, and says so, without being ready.
+        threading.Thread(target=self._read_log, args=(ready,), daemon=True).start()
+        line = ready.get(timeout=START_SECONDS)
+        assert "admin" in line, "".join(self.log)
+        self.grpc, self.admin, self.http = line["grpc"], line["admin"], line["http"]
+
+    def _read_log(self, ready):
+        for text in self.process.stderr:
+            self.log.append(text)
+            line = json.loads(text) if text.startswith("{") else {}
+            if "admin" in line:
+                ready.put(line)
+        ready.put({})
+
+    def run(self, *words, code=0, **options):
+        return sconce(*words, "--admin", self.admin, "--actor", "tester", code=code, **options)
+
+    def json(self, *words, **options):
+        return json.loads(self.run(*words, "--json", **options))
+
+
+def sconce(*words, code=0, **options):
+    """What a command says: on standard output if it succeeds, on standard error if it does not."""
+    options.setdefault("stdin", subprocess.DEVNULL)
+    command = [setting("SCONCE_BIN"), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+    assert done.returncode == code, f"{words}: exit code {done.returncode}:\n{done.stdout}{done.stderr}"
+    return done.stdout if code == 0 else done.stderr or done.stdout
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ fn ensemble(folder: &Folder, package: &str, inputs: &[&str], outputs: &[&str], s
 }
 
 /// An ensemble that gives its input to each of `models` in turn, all of which are identities.
-fn chain(folder: &Folder, package: &str, models: &[&str]) {
+pub(crate) fn chain(folder: &Folder, package: &str, models: &[&str]) {
     let names: Vec<String> = (0..=models.len()).map(|at| format!("t{at}")).collect();
     let ends: Vec<_> =
         (0..models.len()).map(|at| ([("INPUT0", &*names[at])], [("OUTPUT0", &*names[at + 1])])).collect();
@@ -43,7 +43,7 @@ fn chain(folder: &Folder, package: &str, models: &[&str]) {
     ensemble(folder, package, &["t0"], &[&names[models.len()]], &steps);
 }
 
-fn chain_request(model: &str) -> InferRequest {
+pub(crate) fn chain_request(model: &str) -> InferRequest {
     InferRequest::new(model).input("t0", matrix(&[[1.5]]))
 }
 

@@ -1,5 +1,6 @@
 //! Traces: requests become spans with the right parents, times and links, and no collector can harm a request.
 
+use crate::ensemble::{chain, chain_request};
 use crate::support::{
     Collector, Folder, Running, Traffic, attribute, connect, identity_request, patiently, until,
 };
@@ -201,6 +202,44 @@ async fn each_message_of_a_stream_is_a_request_of_its_callers_trace() {
     assert!(
         servers.iter().all(|span| span.parent_span_id == parent && span.name.ends_with("/ModelStreamInfer"))
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn steps_of_an_ensemble_are_children_of_their_request() {
+    let collector = Collector::grpc();
+    let folder = Folder::new();
+    chain(&folder, "twice/1", &["identity", "identity"]);
+    let server = traced(&folder, collector.endpoint(), |_| {}).await;
+    let (trace_id, _, header) = caller(1, true);
+    let outcome = server.wire().await.infer(&[("traceparent", &header)], chain_request("twice")).await;
+    assert_eq!(outcome.code, Code::Ok);
+    server.shutdown().await;
+    let spans = collector.spans();
+    let trace = of_trace(&spans, &trace_id);
+    let children = |parent: &Span| {
+        let mut children: Vec<&Span> =
+            trace.iter().filter(|span| span.parent_span_id == parent.span_id).copied().collect();
+        children.sort_by_key(|span| (span.start_time_unix_nano, span.end_time_unix_nano));
+        children
+    };
+    let request = trace.iter().find(|span| span.kind == SpanKind::Server as i32).unwrap();
+    let names: Vec<&str> = children(request).iter().map(|span| span.name.as_str()).collect();
+    assert_eq!(names.iter().filter(|name| **name == "step").count(), 2, "{names:?}");
+    assert_eq!(names.len(), 4, "route, execute and the steps: {names:?}");
+    let steps: Vec<&Span> = children(request).into_iter().filter(|span| span.name == "step").collect();
+    assert!(
+        steps[0].end_time_unix_nano <= steps[1].start_time_unix_nano,
+        "the second takes what the first made"
+    );
+    for step in steps {
+        assert_eq!(attribute(step, "sconce.model"), "identity");
+        let mut names: Vec<&str> = children(step).iter().map(|span| span.name.as_str()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["execute", "prepare", "queue", "reply", "route"]);
+        let execute = children(step).into_iter().find(|span| span.name == "execute").unwrap();
+        let batch = batch(&spans, execute);
+        assert!(batch.links.iter().any(|link| link.span_id == execute.span_id && link.trace_id == trace_id));
+    }
 }
 
 /// Nothing waits: neither for the exporter's next message nor for a batch's other requests.

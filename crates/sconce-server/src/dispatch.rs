@@ -7,7 +7,7 @@ use sconce_core::{
     Reservation, Result, Tensor,
 };
 use sconce_scheduler::{Class, Priority, Scheduler, Submission, Tenant};
-use sconce_telemetry::traces::{Observed, RequestTrace};
+use sconce_telemetry::traces::Observed;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
@@ -99,7 +99,7 @@ pub(crate) async fn infer(
             infer_cached(&models.prepare, served, scheduler, cache, request, observed).await
         }
         (Target::Ensemble(assembly), _) => {
-            let answer = assembly.run(models, request).await.inspect_err(count)?;
+            let answer = assembly.run(models, request, observed).await.inspect_err(count)?;
             served.count_answered_elsewhere(rows, arrived_at.elapsed());
             observed.executed = true;
             Ok(answer)
@@ -184,14 +184,16 @@ pub(crate) async fn unseen(
     job: Job,
     max_batch: Duration,
     pool: &PreparePool,
+    observed: &mut Observed,
 ) -> Result<Unseen> {
     let Job { tensors, priority, arrived_at, deadline, reservation, tenant, depth } = job;
     let _working = served.working();
     let inputs = served.signature().check(tensors)?;
-    let (output, reservation, record) = match &served.target {
+    let (output, reservation) = match &served.target {
         Target::Model(scheduler) => {
             let (input, reservation) = prepare(pool, scheduler.model(), inputs, reservation).await?;
             let prepare_time = arrived_at.elapsed();
+            observed.queued_at = Some(Instant::now());
             scheduler.limit_shadow(max_batch);
             let receiver = scheduler.submit(Submission {
                 input,
@@ -204,23 +206,23 @@ pub(crate) async fn unseen(
                 class: Class::Shadow,
             })?;
             let reply = receiver.await.map_err(|_| Error::internal("the request was lost"))?;
-            (reply.result?, reply.reservation, reply.record)
+            observed.record = reply.record;
+            (reply.result?, reply.reservation)
         }
         Target::Ensemble(assembly) => {
             let request = Request { inputs, priority, arrived_at, deadline, reservation, tenant, depth };
-            let (output, reservation) = assembly.run(models, request).await?;
-            (output, reservation, None)
+            assembly.run(models, request, observed).await?
         }
         Target::Remote(remote) => {
             let request = Request { inputs, priority, arrived_at, deadline, reservation, tenant, depth };
-            let (output, reservation) = remote.run(request, &RequestTrace::new(Some(false))).await?;
-            (output, reservation, None)
+            remote.run(request, &observed.trace).await?
         }
     };
     let part = |record: ExecutionRecord| record.execute_time().div_f64(record.batch_requests.max(1) as f64);
     let names = served.signature().outputs.iter().map(|spec| spec.name.clone());
     let outputs = names.zip(output.tensors).collect();
-    Ok(Unseen { outputs, reservation, device_time: record.map_or(Duration::ZERO, part) })
+    observed.executed = true;
+    Ok(Unseen { outputs, reservation, device_time: observed.record.map_or(Duration::ZERO, part) })
 }
 
 /// Prepares, schedules and waits. `observed` gets the times.

@@ -12,7 +12,7 @@ use sconce_core::{
     Ensemble, Error, ErrorCode, InferOutput, ModelName, Reservation, Result, Signature, Step, Tensor,
     display_shape,
 };
-use sconce_telemetry::traces::{Method, Observed, RequestTrace};
+use sconce_telemetry::traces::{Method, Observed};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
@@ -68,7 +68,7 @@ impl Assembly {
         self.depth
     }
 
-    /// Answers a request. Dropping it abandons every step that waits or runs.
+    /// Answers a request; `observed` gets its steps as they end. Dropping it abandons every step that waits or runs.
     ///
     /// # Errors
     /// What the first step that failed failed with, under its name; `Unavailable` for a step without a model that is ready.
@@ -76,6 +76,7 @@ impl Assembly {
         &self,
         models: &Arc<Models>,
         request: Request,
+        observed: &mut Observed,
     ) -> Result<(InferOutput, Reservation)> {
         // Loading looked at what answered then. An alias may lead elsewhere now, even back to here.
         if request.depth >= Ensemble::MAX_DEPTH {
@@ -83,13 +84,14 @@ impl Assembly {
                 format!("ensembles are steps of one another more than {} deep", Ensemble::MAX_DEPTH);
             return Err(Error::new(ErrorCode::FailedPrecondition, message));
         }
-        dispatch::within(request.deadline, self.run_steps(models, request)).await.flatten()
+        dispatch::within(request.deadline, self.run_steps(models, request, observed)).await.flatten()
     }
 
     async fn run_steps(
         &self,
         models: &Arc<Models>,
         mut request: Request,
+        observed: &mut Observed,
     ) -> Result<(InferOutput, Reservation)> {
         request.reservation.grow_to(self.signature.answer_bytes(request.inputs.rows()))?;
         let slot = |uses| Slot { tensor: None, uses, held: None };
@@ -105,9 +107,10 @@ impl Assembly {
             };
             let ready: Vec<usize> = waiting.extract_if(.., is_ready).collect();
             for index in ready {
-                running.push(self.start(models, &request, &mut pool, index)?);
+                running.push(self.start(models, &request, observed, &mut pool, index)?);
             }
-            let Some(made) = running.next().await else { break };
+            let Some((made, step)) = running.next().await else { break };
+            observed.steps.push(step);
             let (tensors, share) = made?;
             let share = Arc::new(share);
             for (at, tensor) in tensors {
@@ -125,9 +128,10 @@ impl Assembly {
         &'a self,
         models: &'a Arc<Models>,
         request: &Request,
+        parent: &Observed,
         pool: &mut [Slot],
         index: usize,
-    ) -> Result<BoxFuture<'a, Result<Made>>> {
+    ) -> Result<BoxFuture<'a, (Result<Made>, Observed)>> {
         let step = &self.steps()[index];
         let model = &step.spec.model;
         let mut tensors = Vec::with_capacity(step.inputs.len());
@@ -147,7 +151,13 @@ impl Assembly {
             tenant: request.tenant,
             depth: request.depth + 1,
         };
-        let run = async move { run_step(models, step, job).await.map_err(|error| failed(model, error)) };
+        let mut observed = parent.child(Method::Step, job.arrived_at);
+        let run = async move {
+            let made = run_step(models, step, job, &mut observed).await;
+            observed.ended_at = Instant::now();
+            observed.code = made.as_ref().err().map(Error::code);
+            (made.map_err(|error| failed(model, error)), observed)
+        };
         // Ensembles may be steps of ensembles: the type must end here.
         Ok(Box::pin(run))
     }
@@ -185,7 +195,7 @@ impl Slot {
     }
 }
 
-async fn run_step(models: &Arc<Models>, step: &Step, job: Job) -> Result<Made> {
+async fn run_step(models: &Arc<Models>, step: &Step, job: Job, observed: &mut Observed) -> Result<Made> {
     let (deadline, started_at) = (job.deadline, job.arrived_at);
     // Whose request it is a step of says nothing of the step's model: it is drawn.
     let asks = Asks::default();
@@ -199,9 +209,9 @@ async fn run_step(models: &Arc<Models>, step: &Step, job: Job) -> Result<Made> {
         _ => error,
     })?;
     served.used(started_at);
-    // A step has no span of its own yet: its time is the ensemble's.
-    let mut observed = Observed::new(RequestTrace::new(None), Method::Unary, started_at);
-    let answered = dispatch::infer(models, &served, job, &mut observed).await;
+    observed.routed_at = Some(Instant::now());
+    observed.target = Some(Arc::clone(&served.observed_as));
+    let answered = dispatch::infer(models, &served, job, observed).await;
     if let Some(decided) = decided {
         decided.variant.tally.count(&answered, started_at.elapsed());
     }

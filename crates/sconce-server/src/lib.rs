@@ -14,6 +14,7 @@ mod grpc;
 mod http;
 mod models;
 mod observe;
+mod operation;
 mod process;
 mod remote;
 mod shadow;

@@ -65,7 +65,7 @@ impl Drop for Observation {
         }
         self.recorder.observe(&self.observed);
         if let Some(offer) = self.offer.take().filter(|_| self.observed.code.is_none()) {
-            offer.make(self.observed.time());
+            offer.make(&self.recorder, &self.observed);
         }
     }
 }

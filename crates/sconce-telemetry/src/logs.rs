@@ -1,10 +1,12 @@
 //! Log lines on standard error: JSON for machines, plain text on a terminal.
 
+use crate::traces;
 use std::io::IsTerminal as _;
 use std::str::FromStr;
 use std::sync::OnceLock;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::{Registry, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _};
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::{Registry, reload, util::SubscriberInitExt as _};
 
 static LEVEL: OnceLock<reload::Handle<LevelFilter, Registry>> = OnceLock::new();
 
@@ -49,13 +51,20 @@ pub fn init(format: Format, level: LevelFilter) {
         return;
     }
     let terminal = std::io::stderr().is_terminal();
-    let base = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    if format == Format::Json || (format == Format::Auto && !terminal) {
-        base.with(layer.json().flatten_event(true).with_current_span(false).with_span_list(false)).init();
+    let lines = if format == Format::Json || (format == Format::Auto && !terminal) {
+        layer
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .with_filter(filter)
+            .boxed()
     } else {
-        base.with(layer.with_ansi(terminal).with_target(false)).init();
-    }
+        layer.with_ansi(terminal).with_target(false).with_filter(filter).boxed()
+    };
+    // What is exported as traces does not depend on what is logged.
+    tracing_subscriber::registry().with(lines).with(traces::layer()).init();
     std::panic::set_hook(Box::new(|panic| {
         let location = panic.location().map(ToString::to_string);
         let payload = panic.payload();

@@ -1,67 +1,23 @@
 """The registry from the command line, as its users run it: one server, one model, from its first version to its last."""
 
-import collections
 import json
 import os
-import queue
 import shutil
 import subprocess
-import threading
 from pathlib import Path
 
 import pytest
 
-from server import START_SECONDS, Server, setting
+from server import Registry, sconce, setting
 
 MODEL = "breast_cancer"
 PACKAGES = Path(setting("SCONCE_DEMO")) / MODEL
 ROW = json.dumps([[0.0] * 30])
 
 
-class Registry(Server):
-    """A server of a data folder, and the command line that talks to it."""
-
-    def __init__(self, data: Path):
-        listeners = [word for name in ("grpc", "admin", "http") for word in (f"--{name}", "127.0.0.1:0")]
-        self.process = subprocess.Popen(
-            [setting("SCONCE_BIN"), "serve", "--data", str(data), *listeners],
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-        self.data, self.log, ready = data, collections.deque(maxlen=50), queue.Queue()
-        # An empty registry serves, and says so, without being ready.
-        threading.Thread(target=self._read_log, args=(ready,), daemon=True).start()
-        line = ready.get(timeout=START_SECONDS)
-        assert "admin" in line, "".join(self.log)
-        self.grpc, self.admin, self.http = line["grpc"], line["admin"], line["http"]
-
-    def _read_log(self, ready):
-        for text in self.process.stderr:
-            self.log.append(text)
-            line = json.loads(text) if text.startswith("{") else {}
-            if "admin" in line:
-                ready.put(line)
-        ready.put({})
-
-    def run(self, *words, code=0, **options):
-        return sconce(*words, "--admin", self.admin, "--actor", "tester", code=code, **options)
-
-    def json(self, *words, **options):
-        return json.loads(self.run(*words, "--json", **options))
-
-    def ask(self, version=""):
-        words = [f"--version={version}", "--input", f"features={ROW}", "--server", self.grpc]
-        return json.loads(sconce("infer", MODEL, *words))["version"]
-
-
-def sconce(*words, code=0, **options):
-    """What a command says: on standard output if it succeeds, on standard error if it does not."""
-    options.setdefault("stdin", subprocess.DEVNULL)
-    command = [setting("SCONCE_BIN"), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
-    assert done.returncode == code, f"{words}: exit code {done.returncode}:\n{done.stdout}{done.stderr}"
-    return done.stdout if code == 0 else done.stderr or done.stdout
+def ask(registry, version=""):
+    words = [f"--version={version}", "--input", f"features={ROW}", "--server", registry.grpc]
+    return json.loads(sconce("infer", MODEL, *words))["version"]
 
 
 @pytest.fixture
@@ -114,18 +70,18 @@ def test_a_folder_of_models_is_pushed_by_the_client_and_by_the_server(registry):
 
 
 def test_traffic_follows_the_alias(two_versions):
-    assert two_versions.ask() == "1" and two_versions.ask("champion") == "1"
+    assert ask(two_versions) == "1" and ask(two_versions, "champion") == "1"
     assert "champion → version 2 (was 1)" in two_versions.run("model", "promote", MODEL, "2")
-    assert two_versions.ask() == "2"
+    assert ask(two_versions) == "2"
     # Nothing points at it any more: it stays in memory because somebody says so.
     assert two_versions.json("model", "load", MODEL, "1")["wanted"] == "loaded"
-    assert two_versions.ask("1") == "1"
+    assert ask(two_versions, "1") == "1"
     assert "champion → version 1 (was 2)" in two_versions.run("model", "rollback", MODEL)
-    assert two_versions.ask("champion") == "1"
+    assert ask(two_versions, "champion") == "1"
     assert two_versions.json("model", "unload", MODEL, "2")["wanted"] == "unloaded"
     assert two_versions.json("model", "auto", MODEL, "2")["wanted"] == "auto"
     assert "version 2" in two_versions.run("model", "promote", MODEL, "2", "--expected", "2", code=1)
-    assert two_versions.ask() == "1"
+    assert ask(two_versions) == "1"
 
 
 def test_a_gate_refuses_until_it_is_forced(two_versions, tmp_path):
@@ -135,7 +91,7 @@ def test_a_gate_refuses_until_it_is_forced(two_versions, tmp_path):
     assert json.loads(two_versions.run("model", "gates", MODEL))["min_metrics"] == {"accuracy": 0.955}
     refusal = two_versions.run("model", "promote", MODEL, "2", code=1)
     assert "0.9532" in refusal and "0.955" in refusal
-    assert two_versions.ask() == "1"
+    assert ask(two_versions) == "1"
     two_versions.run("model", "promote", MODEL, "2", "--force", code=2)
     promoted = two_versions.json("model", "promote", MODEL, "2", "--force", "--reason", "on purpose")
     assert promoted["version"] == 2 and [g["passed"] for g in promoted["gates"]].count(False) == 1

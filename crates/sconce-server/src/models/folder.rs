@@ -3,9 +3,11 @@
 use super::loader::Source;
 use super::overrides::{Override, Said};
 use super::{Models, State, UNLOADED, blocking, is_ready};
+use crate::operation::operation;
 use sconce_core::{Error, ErrorCode, ModelName, ModelVersion, Result};
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
+use tracing::Instrument as _;
 
 impl Models {
     /// Loads, or loads again, every version of `name`, as the folder says or as was `said` in its place; of a model of the registry, those that should be in memory. A version
@@ -151,7 +153,7 @@ impl Models {
             }
         }
         for (version, after, gone, freed_bytes) in draining {
-            gone.cancelled().await;
+            gone.cancelled().instrument(operation!("unload", name, version)).await;
             self.end(name, version, after);
             tracing::info!(model = %name, %version, freed_bytes, "unloaded");
         }

@@ -3,6 +3,7 @@
 use super::loader::Source;
 use super::memory::Account;
 use super::{Models, Route, Routed, Served, State, blocking, is_ready, millis};
+use crate::operation::{operation, traced};
 use crate::traffic::Asks;
 use dashmap::DashMap;
 use futures_util::FutureExt as _;
@@ -14,6 +15,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 type Version = (ModelName, ModelVersion);
 
@@ -161,11 +163,14 @@ impl Models {
         let key = (name.clone(), version);
         let start = || {
             let (models, key) = (Arc::clone(self), key.clone());
-            let task = self.tasks.spawn(async move {
-                // However it ends, a panic included.
-                let _landed = Landing { flights: &models.flights, key: &key };
-                models.fly(&key).await
-            });
+            let task = self.tasks.spawn(
+                async move {
+                    // However it ends, a panic included.
+                    let _landed = Landing { flights: &models.flights, key: &key };
+                    models.fly(&key).await
+                }
+                .in_current_span(),
+            );
             let lost = |error| Err(Arc::new(Error::internal("the load was cut off").with_source(error)));
             async move { task.await.unwrap_or_else(lost) }.boxed().shared()
         };
@@ -243,7 +248,8 @@ impl Models {
         source: Source,
     ) -> Result<Arc<Served>> {
         let started = Instant::now();
-        let outcome = self.load_uncounted(name, version, source).await;
+        let span = operation!("load", name, version);
+        let outcome = traced(span, self.load_uncounted(name, version, source)).await;
         let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
         loads[usize::from(outcome.is_err())].add(started.elapsed());
         drop(loads);
@@ -380,8 +386,9 @@ impl Models {
         let device = served.settings.device;
         self.draining().push(Draining { name: name.clone(), version, device, bytes, gone: gone.clone() });
         let (models, left) = (Arc::clone(self), gone.clone());
+        let span = operation!("unload", name, version);
         self.tasks.spawn(async move {
-            left.cancelled().await;
+            left.cancelled().instrument(span).await;
             models.draining().retain(|one| !one.gone.is_cancelled());
             models.flights.forgive_exhausted();
             tracing::info!(model = %name, %version, freed_bytes = bytes, "unloaded");

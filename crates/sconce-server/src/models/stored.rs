@@ -6,6 +6,7 @@
 
 use super::routes::refuse_unservable;
 use super::{CHAMPION, Models, Served, State, UNLOADED, blocking, is_ready, smoke};
+use crate::operation::{operation, traced};
 use crate::traffic::{self, LiveRoute};
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
@@ -18,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tracing::Instrument as _;
 
 pub(crate) use gates::Verdict;
 
@@ -117,7 +119,8 @@ impl Models {
         change: impl FnOnce(&Registry) -> Result<T, RegistryError> + Send + 'static,
     ) -> Result<T> {
         let (models, name) = (Arc::clone(self), name.clone());
-        self.run(async move {
+        let span = operation!("change the registry", name);
+        self.run(traced(span, async move {
             let changing = models.changing(&name);
             let locked = changing.lock().await;
             let done = models.read(change).await;
@@ -129,9 +132,9 @@ impl Models {
             let done = done?;
             published?;
             let settling = Arc::clone(&models);
-            models.tasks.spawn(async move { settling.settle(&name).await });
+            models.tasks.spawn(async move { settling.settle(&name).await }.in_current_span());
             Ok(done)
-        })
+        }))
         .await
     }
 
@@ -166,7 +169,8 @@ impl Models {
         by: By,
     ) -> Result<Promotion> {
         let (models, name, text, alias) = (Arc::clone(self), name.clone(), text.to_owned(), alias.to_owned());
-        self.run(async move {
+        let span = operation!("promote", name, text);
+        self.run(traced(span, async move {
             let (of, alias_of) = (name.clone(), alias.clone());
             let read = move |registry: &Registry| {
                 let version = registry.resolve(&of, &text)?;
@@ -194,7 +198,7 @@ impl Models {
                 models.release_unwanted(&name, version).await;
             }
             promoted
-        })
+        }))
         .await
     }
 
@@ -263,7 +267,8 @@ impl Models {
         by: By,
     ) -> Result<Changed> {
         let (models, name, alias) = (Arc::clone(self), name.clone(), alias.to_owned());
-        self.run(async move {
+        let span = operation!("roll back", name);
+        self.run(traced(span, async move {
             let (of, alias_of) = (name.clone(), alias.clone());
             let target = models.read(move |registry| {
                 let target = before(registry, &of, &alias_of, steps)?;
@@ -291,7 +296,7 @@ impl Models {
                 models.release_unwanted(&name, version).await;
             }
             moved
-        })
+        }))
         .await
     }
 
@@ -572,7 +577,7 @@ impl Models {
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        let task = self.tasks.spawn(work);
+        let task = self.tasks.spawn(work.in_current_span());
         task.await.unwrap_or_else(|error| Err(Error::internal("the change was cut off").with_source(error)))
     }
 }

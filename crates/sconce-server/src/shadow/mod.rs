@@ -16,6 +16,7 @@ use findings::Pair;
 use sconce_core::{
     ByteBudget, Error, InferOutput, ModelName, ModelVersion, PredictionId, Reservation, Result, Tensor,
 };
+use sconce_telemetry::traces::{Method, Observed, Recorder};
 use sconce_traffic::route;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -72,6 +73,9 @@ struct Work {
     latency: Duration,
     offered_at: Instant,
     reservation: Reservation,
+    /// Who looks at what became of it.
+    recorder: Arc<Recorder>,
+    observed: Observed,
 }
 
 impl Shadows {
@@ -137,7 +141,8 @@ impl Asked {
 
 impl Offer {
     /// Offers the request to each of its shadows. Never waits.
-    pub(crate) fn make(self, latency: Duration) {
+    pub(crate) fn make(self, recorder: &Arc<Recorder>, primary: &Observed) {
+        let latency = primary.time();
         let (asked, offered_at) = (Arc::new(self.asked), Instant::now());
         for lane in self.lanes {
             let findings = &lane.findings;
@@ -146,7 +151,9 @@ impl Offer {
                 findings.dropped("bytes");
                 continue;
             };
-            let work = Work { asked: Arc::clone(&asked), latency, offered_at, reservation };
+            let (recorder, observed) = (Arc::clone(recorder), primary.child(Method::Shadow, offered_at));
+            let work =
+                Work { asked: Arc::clone(&asked), latency, offered_at, reservation, recorder, observed };
             if lane.works.try_send(work).is_err() {
                 findings.dropped("queue");
             }

@@ -100,7 +100,7 @@ async fn work_off(runner: Arc<Runner>, mut waiting: mpsc::Receiver<Work>) {
 impl Runner {
     /// Has the candidate answer one request.
     async fn run(&self, work: Work) -> Ended {
-        let Work { asked, latency, reservation, .. } = work;
+        let Work { asked, latency, reservation, recorder, mut observed, .. } = work;
         let served = match self.models.in_memory(&self.model, &self.shadow.variant.target) {
             Ok(served) => served,
             Err(error) => {
@@ -122,9 +122,13 @@ impl Runner {
             depth: 0,
         };
         let (started_at, deadline) = (job.arrived_at, job.deadline);
+        (observed.routed_at, observed.target) = (Some(started_at), Some(Arc::clone(&served.observed_as)));
+        observed.variant = Some(Arc::clone(&self.shadow.variant.label));
         let max_batch = Duration::from_millis(self.shadow.max_batch_ms.into());
-        let ran = dispatch::unseen(&self.models, &served, job, max_batch, &shadows.prepare);
+        let ran = dispatch::unseen(&self.models, &served, job, max_batch, &shadows.prepare, &mut observed);
         let ran = dispatch::within(deadline, ran).await.flatten();
+        (observed.ended_at, observed.code) = (Instant::now(), ran.as_ref().err().map(Error::code));
+        recorder.observe(&observed);
         let taken = started_at.elapsed();
         match ran {
             Err(error) if self.is_for_want_of_room(&error, &served, taken) => {

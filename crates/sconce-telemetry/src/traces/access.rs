@@ -1,5 +1,5 @@
 use super::keep::Reason;
-use super::observed::{Method, Observed};
+use super::observed::Observed;
 use super::spans;
 use std::str::FromStr;
 use tracing::field::display;
@@ -56,10 +56,7 @@ pub(crate) fn write(observed: &Observed, reason: Option<Reason>) {
     let status = spans::status(observed.code).1;
     let tenant = observed.tenant.as_deref();
     let kept = reason.map(Reason::name);
-    let method = match observed.method {
-        Method::Unary => "ModelInfer",
-        Method::Stream => "ModelStreamInfer",
-    };
+    let method = observed.method.name();
     // A level is a constant of its line.
     macro_rules! line {
         ($level:ident) => {

@@ -1,10 +1,8 @@
 //! Brings the kept requests of a batch together: its span is made once, and links to all of them that come in time.
 
 use super::observed::{Observed, Target};
-use super::spans::{self, Clock};
-use opentelemetry::InstrumentationScope;
-use opentelemetry::trace::SpanContext;
-use opentelemetry_sdk::trace::SpanData;
+use super::otlp::Spans;
+use super::spans::{self, Clock, SpanIds};
 use sconce_core::ExecutionRecord;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -26,7 +24,7 @@ struct Open {
     target: Arc<Target>,
     record: ExecutionRecord,
     deadline: Option<Instant>,
-    requests: Vec<SpanContext>,
+    requests: Vec<SpanIds>,
     since: Instant,
     seen: usize,
 }
@@ -41,19 +39,19 @@ pub(crate) struct Batches {
 }
 
 impl Batches {
-    /// Adds a kept request, whose execution has this span, to its batch; gives the spans that are to be made for it.
+    /// Adds a kept request, whose execution has this span, to its batch. Writes the span that is to be made for it.
     pub(crate) fn add(
         &mut self,
         observed: &Observed,
-        execute: SpanContext,
+        execute: SpanIds,
         now: Instant,
         clock: &Clock,
-        scope: &InstrumentationScope,
-    ) -> Option<SpanData> {
-        let (Some(target), Some(record)) = (&observed.target, &observed.record) else { return None };
+        spans: &mut Spans,
+    ) {
+        let (Some(target), Some(record)) = (&observed.target, &observed.record) else { return };
         let key = (target.run, record.batch_id);
         if self.made.contains(&key) {
-            return None;
+            return;
         }
         if self.order.len() > 2 * MAX_OPEN {
             // What was made out of turn stands in it still.
@@ -76,27 +74,26 @@ impl Batches {
             open.requests.push(execute);
         }
         if open.seen >= open.record.batch_requests {
-            return self.make(key, clock, scope);
+            self.make(key, clock, spans);
+        } else if self.open.len() > MAX_OPEN {
+            self.make_oldest(clock, spans);
         }
-        (self.open.len() > MAX_OPEN).then(|| self.make_oldest(clock, scope))?
     }
 
-    /// The spans of batches that have waited long enough at `now`.
-    pub(crate) fn due(&mut self, now: Instant, clock: &Clock, scope: &InstrumentationScope) -> Vec<SpanData> {
-        let mut spans = Vec::new();
+    /// Writes the spans of batches that have waited long enough at `now`.
+    pub(crate) fn due(&mut self, now: Instant, clock: &Clock, spans: &mut Spans) {
         while let Some(key) = self.order.front() {
             match self.open.get(key) {
                 Some(open) if now.saturating_duration_since(open.since) < WAIT => break,
-                Some(_) => spans.extend(self.make_oldest(clock, scope)),
+                Some(_) => drop(self.make_oldest(clock, spans)),
                 None => drop(self.order.pop_front()),
             }
         }
-        spans
     }
 
-    /// The spans of all that wait.
-    pub(crate) fn all(&mut self, clock: &Clock, scope: &InstrumentationScope) -> Vec<SpanData> {
-        std::iter::from_fn(|| self.make_oldest(clock, scope)).collect()
+    /// Writes the spans of all that wait.
+    pub(crate) fn all(&mut self, clock: &Clock, spans: &mut Spans) {
+        while self.make_oldest(clock, spans) {}
     }
 
     /// Whether none waits.
@@ -104,17 +101,20 @@ impl Batches {
         self.open.is_empty()
     }
 
-    fn make_oldest(&mut self, clock: &Clock, scope: &InstrumentationScope) -> Option<SpanData> {
-        loop {
-            let key = self.order.pop_front()?;
-            if let Some(span) = self.make(key, clock, scope) {
-                return Some(span);
+    /// Makes the span of the batch that waits longest; `false` when none does.
+    fn make_oldest(&mut self, clock: &Clock, spans: &mut Spans) -> bool {
+        while let Some(key) = self.order.pop_front() {
+            if self.make(key, clock, spans) {
+                return true;
             }
         }
+        false
     }
 
-    fn make(&mut self, key: Key, clock: &Clock, scope: &InstrumentationScope) -> Option<SpanData> {
-        let open = self.open.remove(&key)?;
+    fn make(&mut self, key: Key, clock: &Clock, spans: &mut Spans) -> bool {
+        let Some(Open { target, record, deadline, requests, .. }) = self.open.remove(&key) else {
+            return false;
+        };
         if self.order.back() == Some(&key) {
             self.order.pop_back();
         }
@@ -125,8 +125,8 @@ impl Batches {
         {
             self.made.remove(&oldest);
         }
-        let Open { target, record, deadline, requests, .. } = open;
-        Some(spans::of_batch(&target, &record, deadline, requests, clock, scope))
+        spans::of_batch(&target, &record, deadline, &requests, clock, spans);
+        true
     }
 }
 
@@ -134,29 +134,32 @@ impl Batches {
 mod tests {
     use super::*;
     use crate::traces::observed::tests::{ORIGIN, observed};
+    use crate::traces::otlp::tests::read;
+    use opentelemetry_proto::tonic::trace::v1::Span;
 
     struct Check {
         batches: Batches,
         clock: Clock,
-        scope: InstrumentationScope,
     }
 
     impl Check {
         fn new() -> Self {
-            let scope = InstrumentationScope::default();
-            Self { batches: Batches::default(), clock: Clock::now(), scope }
+            Self { batches: Batches::default(), clock: Clock::now() }
         }
 
-        fn add(&mut self, batch_id: u64, requests: usize, at: Duration) -> Option<SpanData> {
+        fn add(&mut self, batch_id: u64, requests: usize, at: Duration) -> Option<Span> {
             let mut observed = observed();
             let record = observed.record.as_mut().unwrap();
             (record.batch_id, record.batch_requests) = (batch_id, requests);
-            let context = SpanContext::empty_context();
-            self.batches.add(&observed, context, *ORIGIN + at, &self.clock, &self.scope)
+            let mut spans = Spans::default();
+            self.batches.add(&observed, (1, 1), *ORIGIN + at, &self.clock, &mut spans);
+            read(&spans).pop()
         }
 
-        fn due(&mut self, at: Duration) -> Vec<SpanData> {
-            self.batches.due(*ORIGIN + at, &self.clock, &self.scope)
+        fn due(&mut self, at: Duration) -> Vec<Span> {
+            let mut spans = Spans::default();
+            self.batches.due(*ORIGIN + at, &self.clock, &mut spans);
+            read(&spans)
         }
     }
 
@@ -172,7 +175,7 @@ mod tests {
         assert!(check.add(2, 3, start).is_none());
         assert!(check.due(WAIT / 2).is_empty());
         let late = check.due(WAIT);
-        assert_eq!((late.len(), late[0].links.len(), late[0].links.dropped_count), (1, 2, 1));
+        assert_eq!((late.len(), late[0].links.len(), late[0].dropped_links_count), (1, 2, 1));
         // The third was late: its own span links to the batch's, which is not made again.
         assert!(check.add(2, 3, WAIT).is_none());
         assert!(check.due(3 * WAIT).is_empty() && check.batches.is_empty());
@@ -190,8 +193,9 @@ mod tests {
         }
         assert_eq!((check.batches.made.len(), check.batches.made_order.len()), (MAX_MADE, MAX_MADE));
         assert!(check.batches.order.len() <= MAX_OPEN + 1);
-        let rest = check.batches.all(&check.clock, &check.scope);
-        assert_eq!(rest.len(), MAX_OPEN);
+        let mut rest = Spans::default();
+        check.batches.all(&check.clock, &mut rest);
+        assert_eq!(rest.count(), MAX_OPEN);
     }
 
     #[test]
@@ -199,6 +203,6 @@ mod tests {
         let mut check = Check::new();
         let made = (0..1000).filter_map(|_| check.add(1, 1000, Duration::ZERO)).collect::<Vec<_>>();
         assert_eq!((made.len(), made[0].links.len()), (1, MAX_LINKS));
-        assert_eq!(made[0].links.dropped_count, 1000 - MAX_LINKS as u32);
+        assert_eq!(made[0].dropped_links_count, 1000 - MAX_LINKS as u32);
     }
 }

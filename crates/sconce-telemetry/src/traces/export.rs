@@ -4,13 +4,12 @@ use super::access;
 use super::batches::{self, Batches};
 use super::keep::Reason;
 use super::observed::Observed;
+use super::operations;
+use super::otlp::{Head, Spans};
 use super::recorder::Shared;
-use super::spans::{self, Clock, SPANS_A_REQUEST};
-use opentelemetry::{InstrumentationScope, KeyValue};
-use opentelemetry_otlp::{SpanExporter as Otlp, WithExportConfig as _};
-use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::{SpanData, SpanExporter};
-use std::pin::Pin;
+use super::send::{Send, Sent};
+use super::spans::{self, Clock};
+use opentelemetry_sdk::trace::SpanData;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,11 +25,10 @@ pub(crate) const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 const GATHER: Duration = Duration::from_millis(20);
 /// How long a span waits for others to be sent with.
 const SEND_AFTER: Duration = Duration::from_millis(500);
-/// As many are sent without waiting, and this many at most in one message.
+/// As many are sent without waiting.
 const SEND_SPANS: usize = 512;
-const MAX_SPANS_A_MESSAGE: usize = 2048;
-/// Spans that wait while a message is on its way.
-const MAX_PENDING: usize = 8192;
+/// Bytes of spans that wait while a message is on its way; they are the next. Half of what a gRPC server takes by default.
+const MAX_PENDING_BYTES: usize = 2 << 20;
 /// How often a collector that takes nothing is worth a line in the log.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
@@ -57,65 +55,45 @@ impl FromStr for Protocol {
     }
 }
 
-/// An exporter to `endpoint`, which is not connected to yet. To be called in the runtime that will drive it.
-pub(crate) fn otlp(endpoint: &str, protocol: Protocol, service_name: &str) -> Result<Otlp, String> {
-    let endpoint = endpoint.trim_end_matches('/');
-    let built = match protocol {
-        Protocol::Grpc => {
-            Otlp::builder().with_tonic().with_endpoint(endpoint).with_timeout(EXPORT_TIMEOUT).build()
-        }
-        Protocol::Http => {
-            let has_path = endpoint.split_once("://").is_some_and(|(_, rest)| rest.contains('/'));
-            let endpoint = if has_path { endpoint.to_owned() } else { format!("{endpoint}/v1/traces") };
-            Otlp::builder().with_http().with_endpoint(endpoint).with_timeout(EXPORT_TIMEOUT).build()
-        }
-    };
-    let mut exporter = built.map_err(|error| error.to_string())?;
-    let about = [
-        KeyValue::new("service.name", service_name.to_owned()),
-        KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
-    ];
-    exporter.set_resource(&Resource::builder_empty().with_attributes(about).build());
-    Ok(exporter)
-}
-
-/// A request that is worth a log line, spans, or both.
+/// What is worth a log line, spans, or both.
 #[derive(Debug)]
-pub(crate) struct Offer {
-    pub(crate) observed: Observed,
-    pub(crate) reason: Option<Reason>,
-    pub(crate) spans: bool,
-    pub(crate) line: bool,
+pub(crate) enum Offer {
+    /// A request; `spans` says whether it becomes spans, `line` whether a log line.
+    Request { observed: Observed, reason: Option<Reason>, spans: bool, line: bool },
+    /// What was done off the requests' way.
+    Operation(SpanData),
 }
-
-/// A message on its way: how many spans it carries, and what came of it.
-type Export = Pin<Box<dyn Future<Output = (usize, Result<(), String>)>>>;
 
 /// What the thread works with.
-pub(crate) struct Exporting<E> {
-    exporter: Option<Arc<E>>,
+pub(crate) struct Exporting {
+    send: Option<Send>,
+    head: Head,
     offers: mpsc::Receiver<Offer>,
     shared: Arc<Shared>,
     clock: Clock,
-    scope: InstrumentationScope,
     batches: Batches,
-    pending: Vec<SpanData>,
+    pending: Spans,
     pending_since: Instant,
     /// Spans of the message on its way.
     sending: usize,
     complained_at: Option<Instant>,
 }
 
-impl<E: SpanExporter + 'static> Exporting<E> {
-    pub(crate) fn new(exporter: Option<E>, offers: mpsc::Receiver<Offer>, shared: Arc<Shared>) -> Self {
+impl Exporting {
+    pub(crate) fn new(
+        send: Option<Send>,
+        head: Head,
+        offers: mpsc::Receiver<Offer>,
+        shared: Arc<Shared>,
+    ) -> Self {
         Self {
-            exporter: exporter.map(Arc::new),
+            send,
+            head,
             offers,
             shared,
             clock: Clock::now(),
-            scope: InstrumentationScope::builder("sconce").build(),
             batches: Batches::default(),
-            pending: Vec::new(),
+            pending: Spans::default(),
             pending_since: Instant::now(),
             sending: 0,
             complained_at: None,
@@ -125,10 +103,10 @@ impl<E: SpanExporter + 'static> Exporting<E> {
     /// Works until `stop`, then sends what is left, within [`FLUSH_LIMIT`].
     pub(crate) async fn run(mut self, mut stop: oneshot::Receiver<()>) {
         let shared = Arc::clone(&self.shared);
-        let mut export: Option<Export> = None;
+        let mut export: Option<Sent> = None;
         let mut look_at = Instant::now();
         loop {
-            let waits = !self.pending.is_empty() || !self.batches.is_empty();
+            let waits = self.pending.count() > 0 || !self.batches.is_empty();
             let due = Instant::now() + SEND_AFTER.min(batches::WAIT) / 2;
             tokio::select! {
                 // Told to stop, or forgotten.
@@ -142,8 +120,7 @@ impl<E: SpanExporter + 'static> Exporting<E> {
             }
             self.take_offers();
             look_at = Instant::now() + GATHER;
-            let made = self.batches.due(Instant::now().into_std(), &self.clock, &self.scope);
-            self.pend(made);
+            self.batches.due(Instant::now().into_std(), &self.clock, &mut self.pending);
             if export.is_none() && self.is_due() {
                 export = self.next_export();
             }
@@ -151,14 +128,13 @@ impl<E: SpanExporter + 'static> Exporting<E> {
         let deadline = Instant::now() + FLUSH_LIMIT;
         let flushed = tokio::time::timeout_at(deadline, self.flush(export)).await.is_ok();
         if !flushed {
-            self.drop_spans(self.pending.len() + self.sending);
+            self.drop_spans(self.pending.count() + self.sending);
         }
     }
 
-    async fn flush(&mut self, mut export: Option<Export>) {
+    async fn flush(&mut self, mut export: Option<Sent>) {
         self.take_offers();
-        let made = self.batches.all(&self.clock, &self.scope);
-        self.pend(made);
+        self.batches.all(&self.clock, &mut self.pending);
         loop {
             if let Some(running) = export.take() {
                 let sent = running.await;
@@ -174,74 +150,77 @@ impl<E: SpanExporter + 'static> Exporting<E> {
     /// Takes what is offered now; what comes meanwhile has its turn later.
     fn take_offers(&mut self) {
         for _ in 0..self.offers.len() {
-            let Ok(Offer { observed, reason, spans, line }) = self.offers.try_recv() else { return };
-            if line {
-                access::write(&observed, reason);
-            }
-            if let (true, Some(reason)) = (spans, reason) {
-                self.take_kept(&observed, reason);
+            match self.offers.try_recv() {
+                Ok(Offer::Request { observed, reason, spans, line }) => {
+                    if line {
+                        access::write(&observed, reason);
+                    }
+                    if let (true, Some(reason)) = (spans, reason) {
+                        self.take_kept(&observed, reason);
+                    }
+                }
+                Ok(Offer::Operation(span)) => {
+                    if self.has_room(1) {
+                        operations::write(&span, &mut self.pending);
+                    }
+                }
+                Err(_) => return,
             }
         }
     }
 
     fn take_kept(&mut self, observed: &Observed, reason: Reason) {
-        if self.pending.len() + SPANS_A_REQUEST as usize > MAX_PENDING {
-            return self.drop_spans(SPANS_A_REQUEST as usize);
-        }
-        let spans = spans::of_request(observed, reason, &self.clock, &self.scope);
-        let execute = spans::executed(&spans);
-        if !self.pend(spans) {
+        if !self.has_room(observed.spans_at_most()) {
             return;
         }
+        let mut ran = Vec::new();
+        let mut executed = |observed, ids| ran.push((observed, ids));
+        spans::of_request(observed, reason, &self.clock, &mut self.pending, &mut executed);
         self.shared.note(observed, &self.clock);
-        if let Some(execute) = execute {
-            let now = Instant::now().into_std();
-            let made = self.batches.add(observed, execute, now, &self.clock, &self.scope);
-            self.pend(made.into_iter().collect());
+        let now = Instant::now().into_std();
+        for (observed, execute) in ran {
+            self.batches.add(observed, execute, now, &self.clock, &mut self.pending);
         }
     }
 
-    /// Lets spans wait for the next message; drops them, `false`, when too many do.
-    fn pend(&mut self, spans: Vec<SpanData>) -> bool {
-        if self.exporter.is_none() {
+    /// Whether so many more spans may wait for the next message; counts them as dropped where not. What one request adds is
+    /// bounded, and so is what goes beyond the bound.
+    fn has_room(&mut self, spans: u64) -> bool {
+        if self.send.is_none() {
             return false;
         }
-        if self.pending.len() + spans.len() > MAX_PENDING {
-            self.drop_spans(spans.len());
+        if self.pending.bytes() >= MAX_PENDING_BYTES {
+            self.drop_spans(usize::try_from(spans).unwrap_or(usize::MAX));
             return false;
         }
-        if self.pending.is_empty() {
+        if self.pending.count() == 0 {
             self.pending_since = Instant::now();
         }
-        self.pending.extend(spans);
         true
     }
 
     fn is_due(&self) -> bool {
-        self.pending.len() >= SEND_SPANS
-            || (!self.pending.is_empty() && self.pending_since.elapsed() >= SEND_AFTER)
+        self.pending.count() >= SEND_SPANS
+            || (self.pending.count() > 0 && self.pending_since.elapsed() >= SEND_AFTER)
     }
 
     /// The next message, if anything waits.
-    fn next_export(&mut self) -> Option<Export> {
-        let exporter = Arc::clone(self.exporter.as_ref()?);
-        let count = self.pending.len().min(MAX_SPANS_A_MESSAGE);
-        if count == 0 {
+    fn next_export(&mut self) -> Option<Sent> {
+        let send = self.send.as_ref()?;
+        if self.pending.count() == 0 {
             return None;
         }
-        let spans: Vec<SpanData> = self.pending.drain(..count).collect();
-        self.sending = count;
+        self.sending = self.pending.count();
+        let sent = send(self.pending.message(&self.head, super::send::ROOM));
+        self.pending.clear();
         Some(Box::pin(async move {
-            let sent = match timeout(EXPORT_TIMEOUT, exporter.export(spans)).await {
-                Ok(sent) => sent.map_err(|error| error.to_string()),
-                Err(_) => Err(format!("the collector did not answer within {EXPORT_TIMEOUT:?}")),
-            };
-            (count, sent)
+            let late = |_| Err(format!("the collector did not answer within {EXPORT_TIMEOUT:?}"));
+            timeout(EXPORT_TIMEOUT, sent).await.unwrap_or_else(late)
         }))
     }
 
-    fn settle(&mut self, (count, sent): (usize, Result<(), String>)) {
-        self.sending = 0;
+    fn settle(&mut self, sent: Result<(), String>) {
+        let count = std::mem::take(&mut self.sending);
         let Err(error) = sent else {
             self.shared.exported.fetch_add(count as u64, Ordering::Relaxed);
             return;
@@ -260,7 +239,7 @@ impl<E: SpanExporter + 'static> Exporting<E> {
 }
 
 /// `future`'s outcome, or for ever nothing.
-async fn run_some(future: &mut Option<Export>) -> (usize, Result<(), String>) {
+async fn run_some(future: &mut Option<Sent>) -> Result<(), String> {
     match future {
         Some(future) => future.await,
         None => std::future::pending().await,

@@ -9,13 +9,18 @@ mod batches;
 mod export;
 mod keep;
 mod observed;
+mod operations;
+mod otlp;
 mod parent;
 mod recorder;
+mod send;
 mod spans;
 
 pub use access::Access;
 pub use export::Protocol;
 pub use keep::Reason;
 pub use observed::{Method, Observed, Target};
+pub use operations::OPERATION;
+pub(crate) use operations::layer;
 pub use parent::RequestTrace;
 pub use recorder::{Exemplar, Exemplars, Recorder, RecorderSample, Settings, StartError};

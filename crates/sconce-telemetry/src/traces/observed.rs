@@ -1,4 +1,5 @@
 use super::RequestTrace;
+use super::spans::SPANS_A_REQUEST;
 use sconce_core::{ErrorCode, ExecutionRecord, PredictionId};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,6 +11,35 @@ pub enum Method {
     Unary,
     /// One message of `ModelStreamInfer`.
     Stream,
+    /// A step of an ensemble: part of a request, and told with it.
+    Step,
+    /// Shadow work: a request's inputs once more, after its answer, for another version.
+    Shadow,
+}
+
+impl Method {
+    /// The name in log lines.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Unary => "ModelInfer",
+            Self::Stream => "ModelStreamInfer",
+            Self::Step => "step",
+            Self::Shadow => "shadow",
+        }
+    }
+
+    pub(crate) fn span_name(self) -> &'static str {
+        match self {
+            Self::Unary => "inference.GRPCInferenceService/ModelInfer",
+            Self::Stream => "inference.GRPCInferenceService/ModelStreamInfer",
+            Self::Step | Self::Shadow => self.name(),
+        }
+    }
+
+    /// Whether somebody outside waits for it.
+    pub(crate) fn is_of_a_caller(self) -> bool {
+        matches!(self, Self::Unary | Self::Stream)
+    }
 }
 
 /// The model version that answers.
@@ -65,6 +95,8 @@ pub struct Observed {
     pub code: Option<ErrorCode>,
     /// Who asks, if that is known.
     pub tenant: Option<Arc<str>>,
+    /// The steps of an ensemble that came to their end, as they did.
+    pub steps: Vec<Observed>,
 }
 
 /// A part of a request's time.
@@ -94,7 +126,19 @@ impl Observed {
             variant: None,
             code: None,
             tenant: None,
+            steps: Vec::new(),
         }
+    }
+
+    /// A step of this request's, or shadow work for it, that begins now: a child of it in its trace.
+    #[must_use]
+    pub fn child(&self, method: Method, arrived_at: Instant) -> Self {
+        Self { tenant: self.tenant.clone(), ..Self::new(self.trace.child(), method, arrived_at) }
+    }
+
+    /// Its spans at most, those of its steps among them.
+    pub(crate) fn spans_at_most(&self) -> u64 {
+        SPANS_A_REQUEST + self.steps.iter().map(Self::spans_at_most).sum::<u64>()
     }
 
     /// All its time.
@@ -106,7 +150,8 @@ impl Observed {
     /// ends with it: their durations add up to its own.
     pub(crate) fn stages(&self) -> Vec<Stage> {
         let record = self.record.as_ref();
-        if record.is_none() && self.executed && self.code.is_none() {
+        let answered = self.executed && self.code.is_none();
+        if record.is_none() && (answered || !self.steps.is_empty()) {
             // From the cache, or by other models: there was no queue.
             let routed = self
                 .routed_at
@@ -122,7 +167,7 @@ impl Observed {
             ("prepare", record.map(|record| record.queued_at).or(self.queued_at)),
             ("queue", record.map(|record| record.started_at)),
             ("execute", record.map(|record| record.finished_at)),
-            ("encode", None),
+            (if self.method.is_of_a_caller() { "encode" } else { "reply" }, None),
         ];
         let mut start = self.arrived_at;
         let mut stages = Vec::with_capacity(ends.len());

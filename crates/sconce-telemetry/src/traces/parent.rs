@@ -64,6 +64,12 @@ impl RequestTrace {
         Self { trace_id, span_id: fastrand::u64(1..), ..self.clone() }
     }
 
+    /// A part of this request: its span is the parent.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        Self { span_id: fastrand::u64(1..), parent: Some(self.span_id), ..self.clone() }
+    }
+
     /// The `traceparent` for a call made on this request's behalf; `keep` says whether its spans are kept here.
     pub fn traceparent(&self, keep: bool) -> String {
         let mut text = String::with_capacity(55);

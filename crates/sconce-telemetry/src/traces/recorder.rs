@@ -1,10 +1,13 @@
 use super::access::Access;
-use super::export::{self, Exporting, FLUSH_LIMIT, Offer, Protocol};
+use super::export::{Exporting, FLUSH_LIMIT, Offer, Protocol};
 use super::keep::Keep;
 use super::observed::Observed;
+use super::operations;
+use super::otlp::Head;
 use super::parent::RequestTrace;
-use super::spans::{Clock, SPANS_A_REQUEST};
-use opentelemetry_sdk::trace::SpanExporter;
+use super::send::{self, Send};
+use super::spans::Clock;
+use opentelemetry_sdk::trace::SpanData;
 use sconce_core::DurationHistogram;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -134,18 +137,24 @@ impl Recorder {
     /// # Errors
     /// An endpoint that is none, or no thread to be had.
     pub async fn start(settings: Settings) -> Result<Arc<Self>, StartError> {
-        let Settings { endpoint, protocol, service_name, .. } = &settings;
-        let (endpoint, protocol, service_name) = (endpoint.clone(), *protocol, service_name.clone());
-        let exporter =
-            move || endpoint.map(|endpoint| export::otlp(&endpoint, protocol, &service_name)).transpose();
-        Self::with_exporter(&settings, exporter).await
+        let (endpoint, protocol) = (settings.endpoint.clone(), settings.protocol);
+        let sender = move || endpoint.map(|endpoint| send::to(&endpoint, protocol)).transpose();
+        let recorder = Self::with_sender(&settings, sender).await?;
+        if recorder.exports {
+            operations::send_to(Arc::downgrade(&recorder));
+        }
+        Ok(recorder)
     }
 
-    /// `exporter` is called on the thread, in its runtime.
-    async fn with_exporter<E: SpanExporter + 'static>(
+    /// `sender` is called on the thread, in its runtime.
+    async fn with_sender(
         settings: &Settings,
-        exporter: impl FnOnce() -> Result<Option<E>, String> + Send + 'static,
+        sender: impl FnOnce() -> Result<Option<Send>, String> + std::marker::Send + 'static,
     ) -> Result<Arc<Self>, StartError> {
+        let head = Head::new(&[
+            ("service.name", settings.service_name.as_str()),
+            ("service.version", env!("CARGO_PKG_VERSION")),
+        ]);
         let (offers, offered) = mpsc::channel(settings.queue.max(1));
         let shared = Arc::<Shared>::default();
         let (stop, stopped) = oneshot::channel();
@@ -162,10 +171,10 @@ impl Recorder {
                 Err(error) => return drop(ready.send(Err(error.into()))),
             };
             runtime.block_on(async {
-                match exporter() {
-                    Ok(exporter) => {
+                match sender() {
+                    Ok(send) => {
                         let _ = ready.send(Ok(()));
-                        Exporting::new(exporter, offered, of_thread).run(stopped).await;
+                        Exporting::new(send, head, offered, of_thread).run(stopped).await;
                     }
                     Err(error) => drop(ready.send(Err(StartError::Endpoint(error)))),
                 }
@@ -199,7 +208,8 @@ impl Recorder {
         let spans = self.exports && self.keep.enabled();
         let reason = if spans || self.access == Access::Sampled { self.keep.decide(observed) } else { None };
         let spans = spans && reason.is_some();
-        let mut line = self.access.wants(observed.code.is_some(), reason.is_some());
+        let wanted = self.access.wants(observed.code.is_some(), reason.is_some());
+        let mut line = wanted && observed.method.is_of_a_caller();
         // An overload refuses thousands a second: to tell of each would be a load of its own. Who wants all gets all.
         if line && self.access != Access::All && !self.lines.may_write(observed.ended_at) {
             self.shared.dropped_lines.fetch_add(1, Ordering::Relaxed);
@@ -209,12 +219,23 @@ impl Recorder {
             return;
         }
         if let Ok(place) = self.offers.try_reserve() {
-            place.send(Offer { observed: observed.clone(), reason, spans, line });
+            place.send(Offer::Request { observed: observed.clone(), reason, spans, line });
             self.shared.wake.notify_one();
             return;
         }
-        self.shared.dropped.fetch_add(if spans { SPANS_A_REQUEST } else { 0 }, Ordering::Relaxed);
+        self.shared.dropped.fetch_add(if spans { observed.spans_at_most() } else { 0 }, Ordering::Relaxed);
         self.shared.dropped_lines.fetch_add(u64::from(line), Ordering::Relaxed);
+    }
+
+    /// Offers the span of an operation.
+    pub(crate) fn offer_operation(&self, span: SpanData) {
+        if !self.keep.enabled() {
+            return;
+        }
+        if self.offers.try_send(Offer::Operation(span)).is_err() {
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        self.shared.wake.notify_one();
     }
 
     /// Whether there is a collector.
@@ -296,8 +317,9 @@ impl Shared {
 mod tests {
     use super::*;
     use crate::traces::observed::tests::observed;
-    use opentelemetry_sdk::error::OTelSdkResult;
-    use opentelemetry_sdk::trace::SpanData;
+    use crate::traces::otlp::tests::decode;
+    use crate::traces::spans::SPANS_A_REQUEST;
+    use opentelemetry_proto::tonic::trace::v1::Span;
 
     #[test]
     fn so_many_lines_a_second_pass() {
@@ -315,17 +337,22 @@ mod tests {
     /// Takes spans, or hangs for ever.
     #[derive(Debug, Clone, Default)]
     struct Collector {
-        spans: Arc<Mutex<Vec<SpanData>>>,
+        spans: Arc<Mutex<Vec<Span>>>,
         hangs: bool,
     }
 
-    impl SpanExporter for Collector {
-        async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-            if self.hangs {
-                std::future::pending::<()>().await;
-            }
-            self.spans.lock().unwrap().extend(batch);
-            Ok(())
+    impl Collector {
+        fn send(self) -> Send {
+            Box::new(move |message| {
+                let collector = self.clone();
+                Box::pin(async move {
+                    if collector.hangs {
+                        std::future::pending::<()>().await;
+                    }
+                    collector.spans.lock().unwrap().extend(decode(&message[send::ROOM..]));
+                    Ok(())
+                })
+            })
         }
     }
 
@@ -339,8 +366,8 @@ mod tests {
             service_name: "test".to_owned(),
             access: Access::Off,
         };
-        let exporter = collector.clone();
-        Recorder::with_exporter(&settings, move || Ok(Some(exporter))).await.unwrap()
+        let collector = collector.clone();
+        Recorder::with_sender(&settings, move || Ok(Some(collector.send()))).await.unwrap()
     }
 
     #[tokio::test]
@@ -355,7 +382,7 @@ mod tests {
         // Two requests of six spans each, and their batch.
         assert_eq!(spans.len(), 13);
         let batch = spans.iter().find(|span| span.name == "batch").unwrap();
-        assert_eq!((batch.links.len(), batch.links.dropped_count), (2, 0));
+        assert_eq!((batch.links.len(), batch.dropped_links_count), (2, 0));
         let sample = recorder.sample();
         assert_eq!((sample.exported, sample.dropped), (13, 0));
         let exemplars = &sample.exemplars[&("m".into(), "1".into())];
