@@ -342,10 +342,24 @@ async fn a_start_with_more_aliased_versions_than_there_is_memory_for_ends_and_se
     }
     let three = server.metric("sconce_device_memory_bytes{device=\"cpu\"}").await;
     server.shutdown().await;
-    let start = Running::stored(data.path(), |config| {
-        config.model_memory_bytes = [("cpu".to_owned(), three / 2)].into();
-    });
-    let server = patiently("the start", start).await;
+    let start = async || {
+        let start = Running::stored(data.path(), |config| {
+            config.model_memory_bytes = [("cpu".to_owned(), three / 2)].into();
+        });
+        patiently("the start", start).await
+    };
+    // What takes the room there is: the champion, and once another is pinned that. Nothing is evicted for the rest.
+    let in_memory = async |server: &Running, version: &str| {
+        let line = format!("sconce_model_memory_bytes{{model=\"wide\",version=\"{version}\"}} ");
+        server.get("/metrics").await.1.contains(&line)
+    };
+    let server = start().await;
+    assert_eq!((loads(&server, "ok").await, in_memory(&server, "1").await), (1, true));
+    wanted(&mut server.registry().await, "wide", "3", pb::Wanted::Loaded).await.unwrap();
+    server.shutdown().await;
+    let server = start().await;
+    assert_eq!((loads(&server, "ok").await, in_memory(&server, "3").await), (1, true));
+    wanted(&mut server.registry().await, "wide", "3", pb::Wanted::Auto).await.unwrap();
     let client = server.client().await;
     for alias in ["champion", "challenger", "third", "1", "2", "3", ""] {
         let features = sconce_client::tensor::fp32(&[1, COLUMNS], &vec![1.0; COLUMNS]).unwrap();
@@ -601,6 +615,28 @@ async fn bad_uploads_and_changes_are_refused_and_change_nothing() {
         let error = told.message().await.unwrap_err();
         assert_eq!(error.code(), code, "{from:?}: {error}");
     }
+    // Of several versions none is registered if one cannot be, and each that cannot be is named.
+    let folder = Folder::new();
+    for found in ["good/1", "bad/1", "worse/7"] {
+        folder.linear(found, 1, &[1.0]);
+    }
+    for found in ["bad/1", "worse/7"] {
+        folder.file(found, "model.toml", "family = 7");
+    }
+    let root = folder.path().to_str().unwrap().to_owned();
+    let mut told = registry
+        .register_from(pb::RegisterFromRequest { header: None, source: root })
+        .await
+        .unwrap()
+        .into_inner();
+    let error = loop {
+        match told.message().await {
+            Ok(progress) => assert!(progress.unwrap().versions.is_empty()),
+            Err(error) => break error,
+        }
+    };
+    let names = ["nothing was registered", "bad/1", "worse/7"];
+    assert!(names.iter().all(|name| error.message().contains(name)), "{error}");
     let after = registry.list_audit(pb::ListAuditRequest::default()).await.unwrap().into_inner();
     assert_eq!(after, before);
     assert_eq!(factor(&client, "scale", "").await.unwrap().0, 1.0);

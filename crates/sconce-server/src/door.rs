@@ -203,6 +203,7 @@ impl Door {
             ],
             model_memory: self.models.memory().into_iter().map(memory).collect(),
             resident_bytes: process.as_ref().map(|process| process.resident_bytes),
+            residual_bytes: self.models.residual_bytes(),
             generation: self.models.generation(),
             loads: self.models.loads(),
         };

@@ -16,12 +16,19 @@ pub(crate) fn sample() -> Option<ProcessSample> {
     Some(ProcessSample {
         cpu_seconds: (field(14)? + field(15)?) as f64 / ticks,
         start_time_seconds: booted_at()? + field(22)? as f64 / ticks,
-        resident_bytes: field(24)?.checked_mul(rustix::param::page_size() as u64)?,
+        resident_bytes: resident_bytes()?,
         virtual_bytes: field(23)?,
         open_fds: fs::read_dir("/proc/self/fd").ok()?.count() as u64,
         max_fds: limit.unwrap_or(u64::MAX),
         threads: field(20)?,
     })
+}
+
+/// Memory the process holds.
+pub(crate) fn resident_bytes() -> Option<u64> {
+    let statm = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    pages.checked_mul(rustix::param::page_size() as u64)
 }
 
 /// When the machine started, in seconds since 1970. Read once, for the file is long.

@@ -1,5 +1,6 @@
 //! Loading ensembles: their steps' models first.
 
+use super::lifecycle::Eviction;
 use super::loader::{Instances, Source};
 
 use super::{Models, Routed, Served, Target};
@@ -37,6 +38,7 @@ impl Models {
         version: ModelVersion,
         settings: ModelSettings,
         ensemble: Ensemble,
+        eviction: &Eviction,
     ) -> Result<Served> {
         let refuse = |problem: String| Error::new(ErrorCode::FailedPrecondition, problem);
         let own = ensemble.steps().iter().map(|step| step.spec.model.clone()).collect();
@@ -46,7 +48,7 @@ impl Models {
         let mut problems: Vec<Error> = Vec::new();
         for step in ensemble.steps() {
             let model = &step.spec.model;
-            match self.serving(model.as_str(), &step.spec.version, None).await {
+            match self.loaded(model.as_str(), &step.spec.version, None, eviction.is_allowed()).await {
                 // It is not held: it may have to make room for the next step's.
                 Ok(Routed { served, .. }) => {
                     signatures.push(served.signature().clone());
@@ -65,7 +67,11 @@ impl Models {
                 true => ErrorCode::ResourceExhausted,
                 false => ErrorCode::FailedPrecondition,
             };
-            return Err(Error::new(code, lines(problems.iter().map(ToString::to_string))));
+            let refused = Error::new(code, lines(problems.iter().map(ToString::to_string)));
+            return Err(match problems.iter().filter_map(Error::retry_after).max() {
+                Some(after) if code == ErrorCode::ResourceExhausted => refused.with_retry_after(after),
+                _ => refused,
+            });
         }
         if reaches.contains(name) {
             return Err(refuse(format!("ensemble `{name}` is a step of its own steps")));

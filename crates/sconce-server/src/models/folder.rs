@@ -1,5 +1,6 @@
 //! The folder of models, and what is built in: served in place, loaded when asked, never written.
 
+use super::lifecycle::Eviction;
 use super::loader::Source;
 use super::overrides::{Override, Said};
 use super::{Models, State, UNLOADED, blocking, is_ready};
@@ -50,7 +51,7 @@ impl Models {
             if !was_ready {
                 self.set(&name, version, State::Loading);
             }
-            match self.load_source(&name, version, source).await {
+            match self.load_source(&name, version, source, &Eviction::allowed(true)).await {
                 Ok(served) => self.set(&name, version, State::Ready(served)),
                 Err(error) => {
                     if !was_ready {
@@ -155,7 +156,7 @@ impl Models {
         for (version, after, gone, freed_bytes) in draining {
             gone.cancelled().instrument(operation!("unload", name, version)).await;
             self.end(name, version, after);
-            tracing::info!(model = %name, %version, freed_bytes, "unloaded");
+            tracing::info!(model = %name, %version, freed_bytes, residual_bytes = self.residual_bytes(), "unloaded");
         }
     }
 

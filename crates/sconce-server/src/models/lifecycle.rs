@@ -11,7 +11,7 @@ use futures_util::future::{BoxFuture, Shared};
 use sconce_core::{DeviceId, Error, ErrorCode, ModelName, ModelVersion, Result};
 use sconce_registry::{Outcome, Registry, VersionState};
 use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -25,8 +25,27 @@ pub(super) type Flight = Shared<BoxFuture<'static, Result<Arc<Served>, Arc<Error
 /// Loads under way, and loads that failed. Bounded by the versions there are.
 #[derive(Default)]
 pub(super) struct Flights {
-    under_way: DashMap<Version, Flight>,
+    under_way: DashMap<Version, (Flight, Eviction)>,
     failures: DashMap<Version, Failure>,
+}
+
+/// Whether a load may put others out of memory: one that somebody asked for may, what the server loads by itself takes the room
+/// there is. A load under way is allowed to by the first who asks for it.
+#[derive(Clone)]
+pub(super) struct Eviction(Arc<AtomicBool>);
+
+impl Eviction {
+    pub(super) fn allowed(is_allowed: bool) -> Self {
+        Self(Arc::new(AtomicBool::new(is_allowed)))
+    }
+
+    fn allow(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_allowed(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// A version that could not be loaded is tried again after a pause that doubles each time.
@@ -40,8 +59,10 @@ struct Failure {
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// How long reading the weights and warming up may take.
-const LOAD_LIMIT: Duration = Duration::from_secs(900);
+/// How long reading the weights may take.
+const READ_LIMIT: Duration = Duration::from_secs(900);
+/// How long warming up may take: what a package declares for it keeps other loads waiting.
+const WARM_UP_LIMIT: Duration = Duration::from_secs(120);
 
 impl Flights {
     pub(super) fn has(&self, name: &ModelName, version: ModelVersion) -> bool {
@@ -124,12 +145,23 @@ impl Models {
         version: &str,
         asks: Option<&Asks<'_>>,
     ) -> Result<Routed> {
+        self.loaded(name, version, asks, true).await
+    }
+
+    /// As [`serving`](Self::serving); `may_evict`: others, where there is no room for it.
+    pub(super) async fn loaded(
+        self: &Arc<Self>,
+        name: &str,
+        version: &str,
+        asks: Option<&Asks<'_>>,
+        may_evict: bool,
+    ) -> Result<Routed> {
         let (route, generation, decided) = self.find(name, version, asks)?;
         let served = match route {
             Route::Ready(served) => served,
             Route::Meanwhile(served, name, higher) => {
                 if !self.flights.has(&name, higher) {
-                    let (models, flight) = (Arc::clone(self), self.flight(&name, higher));
+                    let (models, flight) = (Arc::clone(self), self.flight(&name, higher, may_evict));
                     self.tasks.spawn(async move {
                         if flight.await.is_ok() {
                             models.settle(&name).await;
@@ -138,46 +170,59 @@ impl Models {
                 }
                 served
             }
-            Route::Absent(name, version) => self.flight(&name, version).await.map_err(|error| {
-                let code = match error.code() {
-                    ErrorCode::ResourceExhausted => ErrorCode::ResourceExhausted,
-                    _ => ErrorCode::Unavailable,
-                };
-                let message = format!("model `{name}` version {version} could not be loaded: {error}");
-                let refused = Error::new(code, message);
-                match error.retry_after() {
-                    Some(after) => refused.with_retry_after(after),
-                    None => refused,
-                }
-            })?,
+            Route::Absent(name, version) => {
+                self.flight(&name, version, may_evict).await.map_err(|error| {
+                    let code = match error.code() {
+                        ErrorCode::ResourceExhausted => ErrorCode::ResourceExhausted,
+                        _ => ErrorCode::Unavailable,
+                    };
+                    let message = format!("model `{name}` version {version} could not be loaded: {error}");
+                    let refused = Error::new(code, message);
+                    match error.retry_after() {
+                        Some(after) => refused.with_retry_after(after),
+                        None => refused,
+                    }
+                })?
+            }
         };
-        if version.is_empty() && decided.is_none() {
+        // Nearly always it is set already, and requests on other cores read beside it.
+        if version.is_empty() && decided.is_none() && !served.kept.load(Ordering::Relaxed) {
             // Once another answers in its place, it need not stay in memory.
             served.kept.store(true, Ordering::Relaxed);
         }
         Ok(Routed { served, generation, decided })
     }
 
-    /// The load of a version: the one under way, or a new one.
-    pub(super) fn flight(self: &Arc<Self>, name: &ModelName, version: ModelVersion) -> Flight {
+    /// The load of a version: the one under way, or a new one. `may_evict`: others, where there is no room for it.
+    pub(super) fn flight(
+        self: &Arc<Self>,
+        name: &ModelName,
+        version: ModelVersion,
+        may_evict: bool,
+    ) -> Flight {
         let key = (name.clone(), version);
         let start = || {
-            let (models, key) = (Arc::clone(self), key.clone());
+            let eviction = Eviction::allowed(may_evict);
+            let (models, key, evicts) = (Arc::clone(self), key.clone(), eviction.clone());
             let task = self.tasks.spawn(
                 async move {
                     // However it ends, a panic included.
                     let _landed = Landing { flights: &models.flights, key: &key };
-                    models.fly(&key).await
+                    models.fly(&key, &evicts).await
                 }
                 .in_current_span(),
             );
             let lost = |error| Err(Arc::new(Error::internal("the load was cut off").with_source(error)));
-            async move { task.await.unwrap_or_else(lost) }.boxed().shared()
+            (async move { task.await.unwrap_or_else(lost) }.boxed().shared(), eviction)
         };
-        self.flights.under_way.entry(key.clone()).or_insert_with(start).clone()
+        let (flight, eviction) = self.flights.under_way.entry(key.clone()).or_insert_with(start).clone();
+        if may_evict {
+            eviction.allow();
+        }
+        flight
     }
 
-    async fn fly(self: &Arc<Self>, key: &Version) -> Result<Arc<Served>, Arc<Error>> {
+    async fn fly(self: &Arc<Self>, key: &Version, eviction: &Eviction) -> Result<Arc<Served>, Arc<Error>> {
         let (name, version) = (&key.0, key.1);
         if let Some(State::Ready(served)) = self.versions(name).get(&version) {
             return Ok(Arc::clone(served));
@@ -191,7 +236,7 @@ impl Models {
         }
         // While it is loaded it may be unloaded on purpose, and that be taken back.
         let is_loading = |state: &State| matches!(state, State::Loading | State::OnDemand);
-        match self.load_version(name, version).await {
+        match self.load_version(name, version, eviction).await {
             Ok(served) => {
                 self.flights.forgive(name, version);
                 self.record(name, version, Outcome::Loaded { memory_bytes: memory_bytes(&served) }).await;
@@ -203,6 +248,12 @@ impl Models {
                     Arc::new(Error::new(ErrorCode::Unavailable, message))
                 })?;
                 Ok(served)
+            }
+            // There is no room that nobody uses: it is loaded when it is asked for, and has not failed.
+            Err(error) if !eviction.is_allowed() && has_no_room(&error) => {
+                tracing::info!(model = %name, %version, "not loaded before it is asked for: {error}");
+                let _ = self.set_if(name, version, is_loading, State::OnDemand);
+                Err(Arc::new(error))
             }
             Err(error) => {
                 tracing::error!(
@@ -220,7 +271,12 @@ impl Models {
         }
     }
 
-    async fn load_version(self: &Arc<Self>, name: &ModelName, version: ModelVersion) -> Result<Arc<Served>> {
+    async fn load_version(
+        self: &Arc<Self>,
+        name: &ModelName,
+        version: ModelVersion,
+        eviction: &Eviction,
+    ) -> Result<Arc<Served>> {
         let source = match &self.registry {
             Some(registry) if self.is_stored(name).await? => registered(registry, name, version).await?,
             _ => match self.builtin.iter().find(|builtin| **builtin == name.as_str()) {
@@ -234,10 +290,10 @@ impl Models {
                 }
             },
         };
-        self.load_source(name, version, source).await
+        self.load_source(name, version, source, eviction).await
     }
 
-    /// Loads what is at `source`, evicting others where memory is short.
+    /// Loads what is at `source`, evicting others where memory is short and that is allowed.
     ///
     /// # Errors
     /// What keeps it from being served.
@@ -246,10 +302,11 @@ impl Models {
         name: &ModelName,
         version: ModelVersion,
         source: Source,
+        eviction: &Eviction,
     ) -> Result<Arc<Served>> {
         let started = Instant::now();
         let span = operation!("load", name, version);
-        let outcome = traced(span, self.load_uncounted(name, version, source)).await;
+        let outcome = traced(span, self.load_uncounted(name, version, source, eviction)).await;
         let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
         loads[usize::from(outcome.is_err())].add(started.elapsed());
         drop(loads);
@@ -261,6 +318,7 @@ impl Models {
         name: &ModelName,
         version: ModelVersion,
         source: Source,
+        eviction: &Eviction,
     ) -> Result<Arc<Served>> {
         let place = self.loader.place().await?;
         let started = Instant::now();
@@ -268,7 +326,7 @@ impl Models {
         if let Some((settings, ensemble)) = opened.ensemble() {
             // The models of its steps may have to be loaded, and need the place.
             drop((place, opened));
-            return self.assemble(name, version, settings, ensemble).await.map(Arc::new);
+            return self.assemble(name, version, settings, ensemble, eviction).await.map(Arc::new);
         }
         if let Some((settings, remote)) = opened.remote() {
             drop((place, opened));
@@ -278,17 +336,19 @@ impl Models {
         let mut lease = loop {
             match self.memory.lease(device, bytes) {
                 Ok(lease) => break lease,
-                Err(account) => self.make_room(device, bytes, account).await?,
+                Err(account) => self.make_room(device, bytes, account, eviction).await?,
             }
         };
-        let late = |_| Error::internal(format!("loading took longer than {LOAD_LIMIT:?}"));
-        let read = tokio::time::timeout(LOAD_LIMIT, self.loader.read(name, opened));
-        let loaded = read.await.map_err(late)??;
+        let late = |what, limit| move |_| Error::internal(format!("{what} took longer than {limit:?}"));
+        let read = tokio::time::timeout(READ_LIMIT, self.loader.read(name, opened));
+        let cold = read.await.map_err(late("reading the weights", READ_LIMIT))??;
         let estimated = bytes;
-        bytes = loaded.model.memory_bytes() as u64;
+        bytes = cold.model.memory_bytes() as u64;
         while let Err(account) = lease.resize(bytes) {
-            self.make_room(device, bytes - estimated, account).await?;
+            self.make_room(device, bytes - estimated, account, eviction).await?;
         }
+        let warm_up = tokio::time::timeout(WARM_UP_LIMIT, self.loader.warm_up(name, cold));
+        let loaded = warm_up.await.map_err(late("warming up", WARM_UP_LIMIT))??;
         let served = self.loader.start(name, version, loaded, lease).await?;
         let instances = &served.instances;
         tracing::info!(
@@ -303,11 +363,19 @@ impl Models {
     /// is loaded again when it is asked for.
     ///
     /// # Errors
-    /// `ResourceExhausted` when evictions cannot make room for `missing` bytes more: then there are none.
-    async fn make_room(self: &Arc<Self>, device: DeviceId, missing: u64, account: Account) -> Result<()> {
+    /// `ResourceExhausted` when the evictions that are allowed cannot make room for `missing` bytes more: then there are none.
+    async fn make_room(
+        self: &Arc<Self>,
+        device: DeviceId,
+        missing: u64,
+        account: Account,
+        eviction: &Eviction,
+    ) -> Result<()> {
         let limit = account.limit.unwrap_or(u64::MAX);
+        let may_evict = eviction.is_allowed();
         let is_evictable = |served: &Arc<Served>| {
-            served.settings.device == device
+            may_evict
+                && served.settings.device == device
                 && !served.pinned.load(Ordering::Relaxed)
                 && memory_bytes(served) > 0
         };
@@ -317,9 +385,12 @@ impl Models {
         let free = evictable.iter().map(memory_bytes).chain(leaving.iter().map(|one| one.bytes));
         let free = free.fold(0, u64::saturating_add);
         if account.used.saturating_sub(free).saturating_add(missing) > limit {
+            let rest = match may_evict {
+                true => format!("{free} of them not by what is pinned or being loaded"),
+                false => "and nothing is evicted before somebody asks for it".to_owned(),
+            };
             let message = format!(
-                "{device}: {missing} bytes of memory wanted, {} of {limit} in use, {free} of them not by what is pinned or \
-                 being loaded",
+                "{device}: {missing} bytes of memory wanted, {} of {limit} in use, {rest}",
                 account.used
             );
             let full = Error::new(ErrorCode::ResourceExhausted, message);
@@ -391,7 +462,8 @@ impl Models {
             left.cancelled().instrument(span).await;
             models.draining().retain(|one| !one.gone.is_cancelled());
             models.flights.forgive_exhausted();
-            tracing::info!(model = %name, %version, freed_bytes = bytes, "unloaded");
+            let residual_bytes = models.residual_bytes();
+            tracing::info!(model = %name, %version, freed_bytes = bytes, residual_bytes, "unloaded");
         });
         gone
     }
@@ -431,6 +503,11 @@ impl Drop for Landing<'_> {
     fn drop(&mut self) {
         self.flights.under_way.remove(self.key);
     }
+}
+
+/// Whether a load failed for want of memory that it may have later.
+pub(super) fn has_no_room(error: &Error) -> bool {
+    error.code() == ErrorCode::ResourceExhausted && error.retry_after().is_some()
 }
 
 fn memory_bytes(served: &Arc<Served>) -> u64 {

@@ -33,7 +33,7 @@ pub(crate) enum Source {
     },
 }
 
-/// Loads models, in steps: [`open`](Self::open), [`read`](Self::read), [`start`](Self::start).
+/// Loads models, in steps: [`open`](Self::open), [`read`](Self::read), [`warm_up`](Self::warm_up), [`start`](Self::start).
 pub(crate) struct Loader {
     default_device: DeviceId,
     /// How long a batch may take while another model or tenant waits.
@@ -73,10 +73,18 @@ enum Kind {
     Package(Box<Package>),
 }
 
-/// A model in memory.
-pub(crate) struct Loaded {
+/// A model in memory that has not answered yet.
+pub(crate) struct Cold {
     settings: ModelSettings,
     pub(crate) model: Arc<dyn LoadedModel>,
+    /// The requests that a package declares to warm it up; `None` where it need not be.
+    warmup: Option<Vec<Vec<(String, Tensor)>>>,
+}
+
+/// A model that can answer.
+pub(crate) struct Loaded {
+    settings: ModelSettings,
+    model: Arc<dyn LoadedModel>,
     /// What a batch took once it was warm.
     warm: Option<(Work, Duration)>,
 }
@@ -110,12 +118,28 @@ impl Loader {
         on_thread(name, move || open(source, default_device)).await
     }
 
-    /// Reads the weights, and has the model answer once.
+    /// Reads the weights.
     ///
     /// # Errors
     /// What keeps it from being served.
-    pub(crate) async fn read(&self, name: &ModelName, opened: Opened) -> Result<Loaded> {
-        on_thread(name, move || opened.load()).await
+    pub(crate) async fn read(&self, name: &ModelName, opened: Opened) -> Result<Cold> {
+        on_thread(name, move || opened.read()).await
+    }
+
+    /// Has the model answer once. Who waits for it no longer ends it with the request it is at.
+    ///
+    /// # Errors
+    /// What keeps it from being served.
+    pub(crate) async fn warm_up(&self, name: &ModelName, cold: Cold) -> Result<Loaded> {
+        let Cold { settings, model, warmup } = cold;
+        let Some(declared) = warmup else { return Ok(Loaded { settings, model, warm: None }) };
+        let ended = CancellationToken::new();
+        let _waits = ended.clone().drop_guard();
+        on_thread(name, move || {
+            let warm = warm_up(&*model, declared, &ended)?;
+            Ok(Loaded { settings, model, warm })
+        })
+        .await
     }
 
     /// Starts the workers.
@@ -221,16 +245,14 @@ impl Opened {
         }
     }
 
-    /// Reads the weights, and warms up.
-    fn load(self) -> Result<Loaded> {
+    fn read(self) -> Result<Cold> {
         match self.kind {
-            Kind::Builtin(settings, model) => Ok(Loaded { settings: *settings, model, warm: None }),
+            Kind::Builtin(settings, model) => Ok(Cold { settings: *settings, model, warmup: None }),
             Kind::Package(mut package) => {
                 let settings = package.settings.clone();
-                let declared = std::mem::take(&mut package.warmup);
+                let warmup = Some(std::mem::take(&mut package.warmup));
                 let model = package.load().map_err(|error| Error::new(error.code(), error.to_string()))?;
-                let warm = warm_up(&*model, declared)?;
-                Ok(Loaded { settings, model, warm })
+                Ok(Cold { settings, model, warmup })
             }
         }
     }
@@ -241,10 +263,11 @@ impl Opened {
 /// takes when it runs again.
 ///
 /// # Errors
-/// A declared request has no answer. A made-up one may be one the model rightly refuses: its failure says nothing.
+/// A declared request has no answer, or nobody waits any more (`ended`). A made-up one may be one the model rightly refuses: its failure says nothing.
 fn warm_up(
     model: &dyn LoadedModel,
     declared: Vec<Vec<(String, Tensor)>>,
+    ended: &CancellationToken,
 ) -> Result<Option<(Work, Duration)>> {
     let mut backend = model.instance()?;
     let mut run = |input: ModelInput| -> Result<()> {
@@ -263,6 +286,9 @@ fn warm_up(
     } else {
         let mut last = None;
         for (index, request) in declared.into_iter().enumerate() {
+            if ended.is_cancelled() {
+                return Err(Error::new(ErrorCode::Cancelled, "nobody waits for the warm-up any more"));
+            }
             last = Some(answer(request).map_err(|error| {
                 Error::new(ErrorCode::FailedPrecondition, format!("warmup[{index}]: {error}"))
             })?);
@@ -323,7 +349,7 @@ pub(crate) fn cores() -> usize {
 mod tests {
     use super::super::memory::Memory;
     use super::*;
-    use sconce_core::{Backend, Inputs, ModelInput, Signature};
+    use sconce_core::{Backend, DataType, Inputs, ModelInput, Signature};
     use std::collections::BTreeMap;
 
     /// A model that says of itself that it may answer differently each time.
@@ -345,6 +371,17 @@ mod tests {
         fn instance(&self) -> Result<Box<dyn Backend>> {
             self.0.instance()
         }
+    }
+
+    #[test]
+    fn a_warm_up_that_nobody_waits_for_asks_nothing_more() {
+        let (_, model) = sconce_candle::builtin("identity").unwrap();
+        let tensor = Tensor::new(DataType::Fp32, vec![1], bytes::Bytes::from(vec![0; 4])).unwrap();
+        let declared = || vec![vec![("no such input".to_owned(), tensor.clone())]];
+        let ended = CancellationToken::new();
+        assert_eq!(warm_up(&*model, declared(), &ended).unwrap_err().code(), ErrorCode::FailedPrecondition);
+        ended.cancel();
+        assert_eq!(warm_up(&*model, declared(), &ended).unwrap_err().code(), ErrorCode::Cancelled);
     }
 
     #[tokio::test]

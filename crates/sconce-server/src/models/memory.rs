@@ -29,6 +29,11 @@ impl Memory {
         self.lock().iter().map(|(device, account)| (*device, *account)).collect()
     }
 
+    /// Whether any device's memory is bounded.
+    pub(crate) fn is_bounded(&self) -> bool {
+        self.lock().values().any(|account| account.limit.is_some())
+    }
+
     /// `bytes` of `device` for as long as the lease lives; `Err` gives the account they do not fit into.
     pub(crate) fn lease(self: &Arc<Self>, device: DeviceId, bytes: u64) -> Result<Lease, Account> {
         let mut lease = Lease { memory: Arc::clone(self), device, bytes: 0 };

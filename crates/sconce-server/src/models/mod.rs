@@ -22,13 +22,14 @@ pub(crate) use stored::Verdict;
 use crate::cache::ResponseCache;
 use crate::dispatch::PreparePool;
 use crate::ensemble::Assembly;
+use crate::process;
 use crate::remote::RemoteModel;
 use crate::shadow::Shadows;
 use crate::traffic::{Asks, Decided, LiveRoute};
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use ensembles::Assembling;
-use lifecycle::{Draining, Flights};
+use lifecycle::{Draining, Eviction, Flights, has_no_room};
 use loader::Instances;
 use memory::Memory;
 use overrides::Override;
@@ -44,7 +45,7 @@ use sconce_traffic::route;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -345,6 +346,8 @@ pub(crate) struct Models {
     draining: Mutex<Vec<Draining>>,
     /// Loads that succeeded, and loads that failed.
     loads: Mutex<[DurationHistogram; 2]>,
+    /// What the process held before the first load, in bytes.
+    resident_before: OnceLock<u64>,
     /// Counts changes of the registry.
     changed: watch::Sender<u64>,
     /// Loads, unloads and other changes: they run to their end even if whoever asked for them goes away.
@@ -383,6 +386,7 @@ impl Models {
             assembling: Mutex::default(),
             draining: Mutex::default(),
             loads: Mutex::default(),
+            resident_before: OnceLock::new(),
             changed: watch::Sender::new(0),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -397,6 +401,16 @@ impl Models {
     /// What models hold of each device's memory.
     pub(crate) fn memory(&self) -> Vec<(DeviceId, Account)> {
         self.memory.accounts()
+    }
+
+    /// What the process holds beyond what it held before the first load and what models account for: memory that instances
+    /// compute in, and what unloads left behind. `None` where the system does not say.
+    pub(crate) fn residual_bytes(&self) -> Option<u64> {
+        let host =
+            |(device, account): (DeviceId, Account)| if device == DeviceId::Cpu { account.used } else { 0 };
+        let accounted: u64 = self.memory().into_iter().map(host).sum();
+        let before = self.resident_before.get()?.saturating_add(accounted);
+        process::resident_bytes().map(|now| now.saturating_sub(before))
     }
 
     /// Loads that succeeded, and loads that failed.
@@ -553,6 +567,9 @@ impl Models {
     /// # Errors
     /// The folder of models or the registry cannot be read, or both have a model of one name.
     pub(crate) async fn load_all(self: &Arc<Self>) -> Result<()> {
+        if let Some(bytes) = process::resident_bytes() {
+            let _ = self.resident_before.set(bytes);
+        }
         let (sources, problems) = self.sources().await?;
         for problem in problems {
             tracing::warn!(problem, "the folder of models has an entry that is no model");
@@ -570,8 +587,12 @@ impl Models {
         }
         self.publish_all(&stored).await?;
         for (name, version, source) in sources {
-            let state = self.load_source(&name, version, source).await;
-            let state = state.map_or_else(|error| State::Unavailable(error.to_string()), State::Ready);
+            let state = match self.load_source(&name, version, source, &Eviction::allowed(false)).await {
+                Ok(served) => State::Ready(served),
+                // Where the others leave no room for it, it is loaded when it is asked for.
+                Err(error) if has_no_room(&error) => State::OnDemand,
+                Err(error) => State::Unavailable(error.to_string()),
+            };
             self.set(&name, version, state);
         }
         self.settle_all(stored).await;

@@ -414,8 +414,24 @@ impl Models {
         Ok(())
     }
 
-    /// Settles every model, and from then on tries again what failed.
+    /// Settles every model, and from then on tries again what failed. Where memory is short, what is pinned comes first, then
+    /// champions.
     pub(super) async fn settle_all(self: &Arc<Self>, names: BTreeSet<ModelName>) {
+        let is_pinned = |_: &Stored, record: &VersionRecord| record.wanted == Wanted::Loaded;
+        let is_champion = |stored: &Stored, record: &VersionRecord| {
+            stored.model.aliases.get(CHAMPION).is_some_and(|alias| alias.version == record.version)
+        };
+        let first: [fn(&Stored, &VersionRecord) -> bool; 2] = [is_pinned, is_champion];
+        for is_next in first.into_iter().filter(|_| self.memory.is_bounded()) {
+            let load = async |name: &ModelName| {
+                let of = name.clone();
+                let Ok(Some(stored)) = self.read(move |registry| Stored::read(registry, &of)).await else {
+                    return;
+                };
+                self.load_wanted(name, &stored, |record| is_next(&stored, record)).await;
+            };
+            stream::iter(&names).for_each_concurrent(SETTLING, load).await;
+        }
         stream::iter(&names).for_each_concurrent(SETTLING, |name| self.settle(name)).await;
         let models = Arc::clone(self);
         self.tasks.spawn(async move {
@@ -490,19 +506,7 @@ impl Models {
     pub(super) async fn settle(self: &Arc<Self>, name: &ModelName) {
         let of = name.clone();
         let Ok(Some(stored)) = self.read(move |registry| Stored::read(registry, &of)).await else { return };
-        let load = async |version: ModelVersion| match self.flight(name, version).await {
-            // If it need not be in memory any more by now, it goes again below. Held here it could not even be evicted.
-            Ok(served) => served.kept.store(true, Ordering::Relaxed),
-            Err(error) => {
-                let has_failed = self.flights.want(name, version);
-                // Where there is only no room, or it was taken away and is wanted again, the first request tries again as well.
-                if has_failed && error.code() != ErrorCode::ResourceExhausted {
-                    let is_absent = |state: &State| matches!(state, State::OnDemand);
-                    let _ = self.set_if(name, version, is_absent, State::Unavailable(error.to_string()));
-                }
-            }
-        };
-        join_all(stored.wanted(|_| false).into_iter().map(load)).await;
+        self.load_wanted(name, &stored, |_| true).await;
         let changing = self.changing(name);
         let _changing = changing.lock().await;
         let of = name.clone();
@@ -525,6 +529,34 @@ impl Models {
         self.changed.send_modify(|count| *count += 1);
     }
 
+    /// Loads what should be in memory of `name` and is `meant`, into the room there is; what is pinned may evict others.
+    async fn load_wanted(
+        self: &Arc<Self>,
+        name: &ModelName,
+        stored: &Stored,
+        is_meant: impl Fn(&VersionRecord) -> bool,
+    ) {
+        let load = async |record: &VersionRecord| {
+            let version = record.version;
+            match self.flight(name, version, record.wanted == Wanted::Loaded).await {
+                // If it need not be in memory any more by now, whoever settles lets it go. Held here it could not even be evicted.
+                Ok(served) => served.kept.store(true, Ordering::Relaxed),
+                Err(error) => {
+                    let has_failed = self.flights.want(name, version);
+                    // Where there is only no room, or it was taken away and is wanted again, the first request tries again as
+                    // well.
+                    if has_failed && error.code() != ErrorCode::ResourceExhausted {
+                        let is_absent = |state: &State| matches!(state, State::OnDemand);
+                        let _ = self.set_if(name, version, is_absent, State::Unavailable(error.to_string()));
+                    }
+                }
+            }
+        };
+        let wanted = stored.wanted(|_| false);
+        let meant = stored.servable().filter(|record| wanted.contains(&record.version) && is_meant(record));
+        join_all(meant.map(load)).await;
+    }
+
     /// Releases a version that was loaded for a promotion that came to nothing.
     async fn release_unwanted(self: &Arc<Self>, name: &ModelName, version: ModelVersion) {
         let changing = self.changing(name);
@@ -543,9 +575,9 @@ impl Models {
         name: &ModelName,
         version: ModelVersion,
     ) -> Result<Arc<Served>> {
-        match self.flight(name, version).await {
+        match self.flight(name, version, true).await {
             // A load that ended as one nobody wanted any more: by now it is wanted again.
-            Err(_) if !self.flights.is_paused(name, version) => self.flight(name, version).await,
+            Err(_) if !self.flights.is_paused(name, version) => self.flight(name, version, true).await,
             loaded => loaded,
         }
         .map_err(|error| error.repeat())

@@ -106,6 +106,8 @@ pub struct ServerSample {
     pub model_memory: Vec<DeviceMemory>,
     /// What the process holds of the machine's memory, if the system says so.
     pub resident_bytes: Option<u64>,
+    /// What the process holds beyond what it held before the first load and what models account for.
+    pub residual_bytes: Option<u64>,
     /// The registry's routing generation; 0 without a registry.
     pub generation: u64,
     /// Loads of model versions that succeeded, and that failed.

@@ -82,6 +82,11 @@ impl Scrape {
         if let Some(bytes) = self.server.resident_bytes {
             single("sconce_resident_memory_bytes", "Bytes of memory the process holds", bytes)?;
         }
+        if let Some(bytes) = self.server.residual_bytes {
+            let help = "Resident bytes beyond those before the first load and those of weights and tables: what instances compute \
+                        in, and what unloads left behind";
+            single("sconce_residual_memory_bytes", help, bytes)?;
+        }
         single(
             "sconce_routing_generation",
             "Changes of what answers, by the registry",

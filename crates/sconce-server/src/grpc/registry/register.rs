@@ -258,6 +258,8 @@ async fn fetch_all(
         for found in &versions {
             models.refuse_taken(&found.name).await?;
         }
+        // All are fetched and checked before the first is registered: one that cannot be served leaves nothing half done.
+        let (mut ready, mut problems) = (Vec::new(), Vec::new());
         for found in versions {
             let (header, actor, registry) = (header.clone(), actor.clone(), Arc::clone(&registry));
             let header = pb::NewVersion { model: found.name.to_string(), ..header };
@@ -267,12 +269,30 @@ async fn fetch_all(
             let fetch = move || {
                 let transfer = Teller::new(&told);
                 let import = found.fetch(registry.artifacts(), &transfer.transfer(&cancel))?;
-                Ok(checked(import, device).map_err(|error| {
-                    Error::new(error.code(), format!("{}/{}: {error}", found.name, found.version))
-                }))
+                let checked = checked(import, device);
+                Ok(checked.map_err(|error| error.at(format_args!("{}/{}", found.name, found.version))))
             };
-            let checked = blocking(fetch).await??;
-            registered.push(register(models, new, checked, by).await?);
+            match blocking(fetch).await? {
+                Ok(checked) => ready.push((new, checked, by)),
+                Err(error) => problems.push(error),
+            }
+        }
+        if let Some(first) = problems.first() {
+            let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            let message = format!("nothing was registered: {}", all.join("; "));
+            return Err(Error::new(first.code(), message));
+        }
+        for (new, checked, by) in ready {
+            let name = new.model.clone();
+            let record = register(models, new, checked, by).await.map_err(|error| {
+                let before: Vec<String> = registered
+                    .iter()
+                    .map(|record: &VersionRecord| format!("{} {}", record.model, record.version))
+                    .collect();
+                let before = if before.is_empty() { "nothing".to_owned() } else { before.join(", ") };
+                error.at(format_args!("registered before it: {before}; model `{name}`"))
+            })?;
+            registered.push(record);
         }
     }
     let messages = registered.into_iter().map(|record| {
