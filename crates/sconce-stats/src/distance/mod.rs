@@ -14,5 +14,5 @@ pub use kernel::{
     LinearTimeMmd, least_squares_density_difference, median_bandwidth, mmd_biased, mmd_linear_time,
     mmd_unbiased,
 };
-pub use psi::{Psi, population_stability};
+pub use psi::{Psi, Stability, population_stability, stability_of_counts};
 pub use transport::{Weighted, energy, wasserstein};

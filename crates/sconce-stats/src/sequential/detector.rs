@@ -27,8 +27,10 @@ pub struct EDetector {
 
 /// Bets of the default mixture to either side, each a fraction of the largest that is allowed: from small changes to large.
 const FRACTIONS: [f64; 4] = [0.02, 0.06, 0.18, 0.54];
+/// Bets of the mixture to one side alone.
+const FRACTIONS_ABOVE: [f64; 2] = [0.08, 0.35];
 /// A value of a detector is held here: alarms come long before.
-const LARGEST: f64 = 1e300;
+pub(super) const LARGEST: f64 = 1e300;
 /// More bets than this make an update slow and nothing better.
 const MOST_BETS: usize = 64;
 
@@ -65,6 +67,17 @@ impl EDetector {
         let up = FRACTIONS.iter().map(|fraction| fraction / mean);
         let down = FRACTIONS.iter().map(|fraction| -fraction / (1.0 - mean));
         Self::new(mean, &up.chain(down).collect::<Vec<_>>(), Accumulation::ShiryaevRoberts)
+    }
+
+    /// For a mean that may only rise, such as that of errors: Shiryaev-Roberts with two bets on a higher one, which find a rise
+    /// sooner than [`mixture`](Self::mixture).
+    ///
+    /// # Errors
+    /// `mean` not strictly between 0 and 1.
+    pub fn above(mean: f64) -> Result<Self> {
+        open_unit("mean", mean)?;
+        let bets = FRACTIONS_ABOVE.map(|fraction| fraction / mean);
+        Self::new(mean, &bets, Accumulation::ShiryaevRoberts)
     }
 
     /// Takes a value.
@@ -137,6 +150,31 @@ mod tests {
         };
         let (large, small) = (mean(0.4), mean(0.25));
         assert!(large < 80.0 && small < 700.0, "{large} {small}");
+    }
+
+    #[test]
+    fn a_rise_after_a_long_time_without_one_is_found_soonest_by_bets_on_a_rise() {
+        let mut random = Rng::with_seed(31);
+        for (rate, most) in [(0.25, 714), (0.3, 240), (0.4, 75)] {
+            let mut delays: Vec<u32> = (0..300)
+                .map(|_| {
+                    let mut detector = EDetector::above(0.2).unwrap();
+                    let mut at = 0;
+                    while at <= 2_500 || !detector.alarms(1.0 / 50_000.0) {
+                        if detector.alarms(1.0 / 50_000.0) {
+                            detector.reset();
+                        }
+                        let rate = if at < 2_500 { 0.2 } else { rate };
+                        detector.update(f64::from(u8::from(random.f64() < rate))).unwrap();
+                        at += 1;
+                    }
+                    at - 2_500
+                })
+                .collect();
+            delays.sort_unstable();
+            println!("0.2 to {rate}: median {}", delays[150]);
+            assert!(delays[150] <= most, "{rate}: {}", delays[150]);
+        }
     }
 
     #[test]

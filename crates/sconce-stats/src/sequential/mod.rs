@@ -6,6 +6,8 @@
 //! probability `1 - alpha`. Each state here takes observations by `update`, keeps a few numbers, and can be stored.
 
 mod bernoulli;
+mod cell_detector;
+mod cells;
 mod detector;
 mod mean;
 mod paired;
@@ -14,6 +16,8 @@ mod sprt;
 mod two_by_two;
 
 pub use bernoulli::{BetaBinomial, Side};
+pub use cell_detector::CellDetector;
+pub use cells::SameCells;
 pub use detector::{Accumulation, EDetector};
 pub use mean::{AsymptoticMean, BoundedMean, Centred, SubGaussianMean, tuned_rho};
 pub use paired::PairedDecisions;

@@ -1,5 +1,3 @@
-//! Quantiles of values that are too many to keep.
-
 use crate::error::{Result, StatsError, in_range, open_unit, positive};
 use crate::interval::Interval;
 use crate::sequential::{QuantileRanks, quantile_ranks};

@@ -1,0 +1,7 @@
+//! Quantiles of values that are too many to keep.
+
+mod log;
+mod values;
+
+pub use log::LogSketch;
+pub use values::ValueSketch;
