@@ -8,6 +8,7 @@
 mod budget;
 mod cells;
 mod error;
+mod estimate;
 mod monitor;
 mod quality;
 mod reference;
@@ -18,6 +19,7 @@ mod window;
 
 pub use budget::Budget;
 pub use error::{MonitorError, Result};
+pub use estimate::{Baseline, BinaryMetrics, Estimate, Estimated, Trust};
 pub use monitor::{MAX_PANES, Monitor, MonitorSpec, PaneSize};
 pub use quality::{Check, CheckKind};
 pub use reference::{
