@@ -7,7 +7,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new("../../proto");
     println!("cargo::rerun-if-changed={}", root.display());
     let descriptors = protox::compile(
-        ["inference/inference.proto", "sconce/v1/registry.proto", "sconce/v1/traffic.proto"],
+        [
+            "inference/inference.proto",
+            "sconce/v1/health.proto",
+            "sconce/v1/registry.proto",
+            "sconce/v1/traffic.proto",
+        ],
         [root],
     )?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?).join("descriptors.bin");

@@ -17,6 +17,7 @@ mod caller;
 mod client;
 pub mod contents;
 mod error;
+mod health;
 mod registry;
 mod request;
 mod response;
@@ -27,6 +28,7 @@ mod upload;
 
 pub use client::{Client, LogSetting, Options};
 pub use error::{Error, Result};
+pub use health::HealthClient;
 pub use registry::{Items, RegistryClient};
 pub use request::InferRequest;
 pub use response::{InferResponse, Parameter};

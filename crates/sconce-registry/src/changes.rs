@@ -178,6 +178,11 @@ impl Registry {
         self.artifacts.collect(&|digest| Ok(live.contains(digest) || held.contains_key(digest)), dry_run)
     }
 
+    /// Why nothing can be written any more, if that is so: after a write that failed, until it is opened again.
+    pub fn unwritable(&self) -> Option<String> {
+        self.hold_writer().failed.clone()
+    }
+
     /// Becomes the one that changes the catalogue.
     pub(crate) fn begin(&self) -> Result<MutexGuard<'_, Writer>> {
         let writer = self.hold_writer();

@@ -5,10 +5,14 @@ use crate::{RegistryError, Result};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The newest format this program reads, and the one it writes.
 pub(crate) const FORMAT: u64 = 1;
 const FORMAT_NAME: &str = "sconce-registry";
+/// A process that was just ended, or is between its fork and its exec, may have the lock for a moment.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// A data folder that this process has to itself until it is dropped.
 pub(crate) struct Folder {
@@ -28,10 +32,16 @@ impl Folder {
         let mut options = OpenOptions::new();
         let lock = options.create(true).truncate(false).write(true).open(&lock_path);
         let lock = lock.map_err(RegistryError::io("open", &lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(RegistryError::InUse(path.to_owned())),
-            Err(TryLockError::Error(error)) => return Err(RegistryError::io("lock", &lock_path)(error)),
+        let asked = Instant::now();
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if asked.elapsed() < LOCK_WAIT => {
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                Err(TryLockError::WouldBlock) => return Err(RegistryError::InUse(path.to_owned())),
+                Err(TryLockError::Error(error)) => return Err(RegistryError::io("lock", &lock_path)(error)),
+            }
         }
         if known.is_none() {
             write_format(path)?;

@@ -5,6 +5,7 @@ mod traces;
 
 pub use traces::{Metrics, Traces};
 
+use crate::objectives::Objectives;
 use crate::tenants::Tenants;
 use sconce_core::DeviceId;
 use sconce_telemetry::traces::Access;
@@ -47,6 +48,8 @@ pub struct ServerConfig {
     pub scheduling: Scheduling,
     /// Who calls, and what each may have.
     pub tenants: Tenants,
+    /// What callers may expect of models.
+    pub objectives: Objectives,
     /// Logging.
     pub log: Log,
     /// Traces of requests.
@@ -107,6 +110,7 @@ impl Default for ServerConfig {
             limits: Limits::default(),
             scheduling: Scheduling::default(),
             tenants: Tenants::default(),
+            objectives: Objectives::default(),
             log: Log::default(),
             traces: Traces::default(),
             metrics: Metrics::default(),
@@ -266,6 +270,7 @@ impl ServerConfig {
         for problem in self.tenants.problems() {
             check(false, problem);
         }
+        self.objectives.check(&mut check);
         if let Err(problem) = self.log.format.parse::<sconce_telemetry::logs::Format>() {
             check(false, problem);
         }

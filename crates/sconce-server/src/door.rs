@@ -1,12 +1,13 @@
 //! What every listener shares.
 
-use crate::config::{Limits, Metrics};
+use crate::config::{Limits, Metrics, ServerConfig};
 use crate::content::Content;
 use crate::dispatch::PreparePool;
 use crate::models::{Account, Models, Said, State, UNLOADED};
+use crate::objectives::{Report, TICK, Watch};
 use crate::process;
 use crate::shadow::Lane;
-use crate::tenants::{TenantTable, Tenants};
+use crate::tenants::TenantTable;
 use crate::traffic::{LiveRoute, Variant};
 use sconce_core::{ByteBudget, DeviceId, Error, ModelName, Result};
 use sconce_telemetry::metrics::{
@@ -15,7 +16,7 @@ use sconce_telemetry::metrics::{
 use sconce_telemetry::traces::Recorder;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
@@ -43,6 +44,9 @@ pub(crate) struct Door {
     /// Where answered requests are looked at.
     pub(crate) recorder: Arc<Recorder>,
     pub(crate) metrics: Metrics,
+    pub(crate) started_at: Instant,
+    /// How models keep what is expected of them.
+    objectives: Watch,
 }
 
 /// What was refused before any model was known, by the bound it met.
@@ -69,28 +73,28 @@ const SERVICE: &str = "inference.GRPCInferenceService";
 impl Door {
     pub(crate) fn new(
         models: Arc<Models>,
-        content: Content,
-        limits: Limits,
-        tenants: &Tenants,
+        config: &ServerConfig,
         health: HealthReporter,
         recorder: Arc<Recorder>,
-        metrics: Metrics,
     ) -> Self {
+        let limits = config.limits.clone();
         Self {
             prepare: models.prepare.clone(),
             models,
-            content,
+            content: Content::new(config.allow_plaintext),
             budget: ByteBudget::new(limits.max_inflight_bytes),
             connections: Arc::new(Semaphore::new(limits.max_connections)),
             streams: Arc::new(Semaphore::new(limits.max_streams)),
             limits,
-            tenants: TenantTable::new(tenants, Instant::now()),
+            tenants: TenantTable::new(&config.tenants, Instant::now()),
             draining: CancellationToken::new(),
             refused: Refused::default(),
             loaded: AtomicBool::new(false),
             health,
             recorder,
-            metrics,
+            metrics: config.metrics.clone(),
+            started_at: Instant::now(),
+            objectives: Watch::new(config.objectives.clone()),
         }
     }
 
@@ -145,6 +149,20 @@ impl Door {
         }
     }
 
+    /// How each model keeps what is expected of it.
+    pub(crate) fn objectives(&self) -> Vec<Report> {
+        self.objectives.look(self.models.all_ends(), Instant::now(), SystemTime::now())
+    }
+
+    /// Takes in what was counted, so that windows know when it was.
+    pub(crate) async fn watch_objectives(&self) {
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            tick.tick().await;
+            self.objectives();
+        }
+    }
+
     fn variants(&self) -> Vec<VariantSample> {
         let of = |(name, route): (ModelName, Arc<LiveRoute>)| -> Vec<VariantSample> {
             let sample = |variant: &Arc<Variant>| {
@@ -176,11 +194,21 @@ impl Door {
         self.models.live_routes().into_iter().flat_map(of).collect()
     }
 
-    /// What `/metrics` says now. To be called in the runtime that serves.
-    pub(crate) fn scrape(&self) -> Scrape {
+    /// What is in use of the bytes in flight, connections and calls, and the bound of each.
+    pub(crate) fn bounds(&self) -> [(usize, usize); 3] {
         let used = |semaphore: &Semaphore, limit: usize| {
             (limit.saturating_sub(semaphore.available_permits()), limit)
         };
+        [
+            (self.budget.held_bytes(), self.budget.limit_bytes()),
+            used(&self.connections, self.limits.max_connections),
+            used(&self.streams, self.limits.max_streams),
+        ]
+    }
+
+    /// What `/metrics` says now. To be called in the runtime that serves.
+    pub(crate) fn scrape(&self) -> Scrape {
+        let [inflight_bytes, connections, streams] = self.bounds();
         let memory = |(device, account): (DeviceId, Account)| DeviceMemory {
             device: device.to_string(),
             used_bytes: account.used,
@@ -189,9 +217,9 @@ impl Door {
         let process = process::sample();
         let server = ServerSample {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            inflight_bytes: (self.budget.held_bytes(), self.budget.limit_bytes()),
-            connections: used(&self.connections, self.limits.max_connections),
-            streams: used(&self.streams, self.limits.max_streams),
+            inflight_bytes,
+            connections,
+            streams,
             shadow_bytes: self.models.shadows.bytes(),
             tenants: self.tenants.occupancy(),
             tenant_requests: self.tenants.sample(),

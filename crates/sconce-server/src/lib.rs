@@ -13,6 +13,7 @@ mod ensemble;
 mod grpc;
 mod http;
 mod models;
+mod objectives;
 mod observe;
 mod operation;
 mod process;
@@ -24,9 +25,9 @@ mod traffic;
 pub use sconce_telemetry::logs;
 
 pub use config::{ConfigError, Limits, Log, Metrics, Scheduling, ServerConfig, Traces};
+pub use objectives::{ModelObjectives, Objectives};
 pub use tenants::{Quota, Tenants};
 
-use content::Content;
 use door::Door;
 use grpc::{Listener, Role};
 use models::{Loader, Models, RemoteAccess};
@@ -115,20 +116,15 @@ impl Server {
         let recorder = Recorder::start(config.recorder()?).await?;
         let loader = Loader::new(device, Duration::from_millis(config.scheduling.quantum_ms));
         let shadows = shadow::Shadows::start()?;
-        let remotes =
-            RemoteAccess { hosts: config.remote_hosts, max_message_bytes: config.limits.max_message_bytes };
-        let models = Models::new(config.models, &config.builtin, loader, &memory, registry, shadows, remotes);
+        let remotes = RemoteAccess {
+            hosts: config.remote_hosts.clone(),
+            max_message_bytes: config.limits.max_message_bytes,
+        };
+        let root = config.models.clone();
+        let models = Models::new(root, &config.builtin, loader, &memory, registry, shadows, remotes);
         let models = Arc::new(models);
         let (health, health_service) = tonic_health::server::health_reporter();
-        let door = Arc::new(Door::new(
-            models,
-            Content::new(config.allow_plaintext),
-            config.limits,
-            &config.tenants,
-            health,
-            recorder,
-            config.metrics,
-        ));
+        let door = Arc::new(Door::new(models, &config, health, recorder));
         door.report_health().await;
         let inference = Listener::new(
             Arc::clone(&door),
@@ -149,6 +145,8 @@ impl Server {
         tasks.spawn(control.run(admin.0, tasks.clone(), stop.clone(), abort.clone()));
         let (door, stopped) = (Arc::clone(&server.door), stop.clone());
         tasks.spawn(async move { stopped.run_until_cancelled(door.follow()).await });
+        let (door, stopped) = (Arc::clone(&server.door), stop.clone());
+        tasks.spawn(async move { stopped.run_until_cancelled(door.watch_objectives()).await });
         let door = Arc::clone(&server.door);
         tasks.spawn(http::run(door, http.0, tasks.clone(), stop.clone(), abort.clone()));
 

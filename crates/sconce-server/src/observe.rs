@@ -1,5 +1,6 @@
 //! What is known of a request, from its arrival until its answer has left.
 
+use crate::objectives::Ends;
 use crate::shadow::Offer;
 use http::HeaderMap;
 use sconce_core::{Error, ErrorCode};
@@ -14,6 +15,8 @@ pub(crate) struct Observation {
     recorder: Arc<Recorder>,
     observed: Observed,
     ended: bool,
+    /// Where its model's requests are counted, once its model is known.
+    pub(crate) ends: Option<Arc<Ends>>,
     /// Who sees the request once it is answered.
     pub(crate) offer: Option<Box<Offer>>,
 }
@@ -26,7 +29,7 @@ impl Observation {
         arrived_at: Instant,
     ) -> Self {
         let observed = Observed::new(trace, method, arrived_at);
-        Self { recorder: Arc::clone(recorder), observed, ended: false, offer: None }
+        Self { recorder: Arc::clone(recorder), observed, ended: false, ends: None, offer: None }
     }
 
     /// The request failed.
@@ -64,6 +67,10 @@ impl Drop for Observation {
             self.ended();
         }
         self.recorder.observe(&self.observed);
+        if let Some(ends) = &self.ends {
+            let time = self.observed.ended_at.saturating_duration_since(self.observed.arrived_at);
+            ends.count(self.observed.code, time);
+        }
         if let Some(offer) = self.offer.take().filter(|_| self.observed.code.is_none()) {
             offer.make(&self.recorder, &self.observed);
         }

@@ -1,6 +1,6 @@
 use crate::Failure;
 use sconce_client::control_proto as pb;
-use sconce_client::{Code, Options, RegistryClient, Result, TrafficClient};
+use sconce_client::{Code, HealthClient, Options, RegistryClient, Result, TrafficClient};
 use serde_json::Value;
 
 /// Their own heading: they are the same of every command.
@@ -31,6 +31,11 @@ impl Control {
     pub(crate) async fn traffic(&self) -> Result<TrafficClient, Failure> {
         let client = TrafficClient::connect(&self.admin, Options::default()).await.map_err(unreachable)?;
         Ok(client.actor(&self.actor())?)
+    }
+
+    /// The server's health.
+    pub(crate) async fn health(&self) -> Result<HealthClient, Failure> {
+        Ok(HealthClient::connect(&self.admin, Options::default()).await.map_err(unreachable)?)
     }
 
     fn actor(&self) -> String {

@@ -9,6 +9,7 @@ macro_rules! say {
 mod audit;
 mod control;
 mod demo;
+mod health;
 mod infer;
 mod model;
 mod models;
@@ -53,6 +54,8 @@ enum Command {
     Traffic(traffic::Args),
     /// Let a version see a model's requests without answering any, and say how it compares
     Shadow(shadow::Args),
+    /// Say how a running server and its models are, and what somebody should look at
+    Health(health::Args),
     /// Read and verify the trail of changes
     Audit(audit::Args),
     /// Check, back up, restore or export a whole registry
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         Command::Model(args) => model::run(args),
         Command::Traffic(args) => traffic::run(args),
         Command::Shadow(args) => shadow::run(args),
+        Command::Health(args) => health::run(args),
         Command::Audit(args) => audit::run(args),
         Command::Registry(args) => registry::run(args),
         Command::Validate(args) => validate::run(&args),

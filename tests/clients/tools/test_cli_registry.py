@@ -187,3 +187,18 @@ def test_a_shell_gets_completions(shell):
     assert all(word in script for word in ("rollback", "dry-run", "audit"))
     if shell == "bash":
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_health_is_told_and_its_exit_code_says_how_it_is(two_versions):
+    assert ask(two_versions) == "1"
+    text = two_versions.run("health")
+    assert text.startswith("healthy: sconce ") and "breast_cancer  availability" in text and "100.000 %" in text
+    for _ in range(6):
+        sconce("infer", MODEL, "--input", "features=[[1.0]]", "--server", two_versions.grpc, code=1)
+    report = two_versions.json("health", MODEL, code=4)
+    assert report["status"] == "unhealthy"
+    assert [(a["severity"], a["name"], a["model"]) for a in report["alerts"]] == [("critical", "SconceSloBurnFast", MODEL)]
+    errors = {o["name"]: o for o in report["models"][0]["objectives"]}["error_rate"]
+    assert errors["status"] == "burning" and errors["windows"][0]["value"] == pytest.approx(6 / 7)
+    assert "! critical SconceSloBurnFast breast_cancer: error_rate" in two_versions.run("health", code=4)
+    two_versions.run("health", "no-such-model", code=1)

@@ -251,6 +251,7 @@ async fn infer(
     if door.draining.is_cancelled() {
         return Err(Error::new(ErrorCode::Unavailable, "the server is draining"));
     }
+    observation.ends = door.models.ends(&message.model_name);
     let asks = Asks { headers: Some(headers), parameters: Some(&message.parameters) };
     let found = door.models.serving(&message.model_name, &message.model_version, Some(&asks));
     let routed = dispatch::within(call_deadline, found).await.flatten()?;

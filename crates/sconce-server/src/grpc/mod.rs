@@ -4,6 +4,7 @@ mod call;
 mod control;
 pub(crate) mod convert;
 mod frames;
+mod health;
 mod inference;
 mod info;
 mod registry;
@@ -25,6 +26,7 @@ use info::Info;
 use sconce_core::{Error, ErrorCode};
 use sconce_proto::FILE_DESCRIPTOR_SET;
 use sconce_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
+use sconce_proto::sconce::health_server::HealthServer as HealthReportServer;
 use sconce_proto::sconce::registry_server::RegistryServer;
 use sconce_proto::sconce::traffic_server::TrafficServer;
 use std::convert::Infallible;
@@ -109,6 +111,8 @@ impl Listener {
         if matches!(role, Role::Control) {
             let control = registry::Control::new(Arc::clone(&door));
             routes = routes.add_service(RegistryServer::new(control));
+            routes =
+                routes.add_service(HealthReportServer::new(health::HealthReports::new(Arc::clone(&door))));
             routes = routes.add_service(TrafficServer::new(traffic::Traffic::new(Arc::clone(&door))));
         }
         let routes = routes

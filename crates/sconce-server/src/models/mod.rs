@@ -22,6 +22,7 @@ pub(crate) use stored::Verdict;
 use crate::cache::ResponseCache;
 use crate::dispatch::PreparePool;
 use crate::ensemble::Assembly;
+use crate::objectives::Ends;
 use crate::process;
 use crate::remote::RemoteModel;
 use crate::shadow::Shadows;
@@ -289,6 +290,8 @@ struct Known {
     aliases: BTreeMap<String, ModelVersion>,
     /// What decides where a request that names no version goes, where somebody said so.
     route: Option<Arc<LiveRoute>>,
+    /// How its requests ended.
+    ends: Arc<Ends>,
     /// The registry's routing generation that `aliases` and `route` are as of; 0 without a registry.
     generation: u64,
 }
@@ -421,6 +424,17 @@ impl Models {
     /// The routing generation: with a registry it grows with each change of what answers. 0 without.
     pub(crate) fn generation(&self) -> u64 {
         self.table.load().generation
+    }
+
+    /// Where the ends of a model's requests are counted; `None` for a model that is not known.
+    pub(crate) fn ends(&self, name: &str) -> Option<Arc<Ends>> {
+        self.table.load().models.get(name).map(|known| Arc::clone(&known.ends))
+    }
+
+    /// The same, of every model.
+    pub(crate) fn all_ends(&self) -> Vec<(ModelName, Arc<Ends>)> {
+        let table = self.table.load();
+        table.models.iter().map(|(name, known)| (name.clone(), Arc::clone(&known.ends))).collect()
     }
 
     /// The version that answers a request for `version` of `name`: a number, an alias, or nothing, which means the alias
