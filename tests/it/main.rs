@@ -15,6 +15,7 @@ mod layering;
 mod lifecycle;
 mod limits;
 mod packages;
+mod predictions;
 mod registry;
 mod remote;
 mod shadow;

@@ -122,6 +122,8 @@ pub struct ModelSettings {
     pub response_cache: Option<usize>,
     /// What of its tensors may leave the request path. Default nothing.
     pub data_policy: DataPolicy,
+    /// The share of its requests that is logged, 0 to 1. Default what the server says.
+    pub prediction_log: Option<f64>,
     /// The classes' names, if given.
     pub labels: Option<Vec<String>>,
     /// Figures about the model, such as its accuracy, by name.
@@ -167,6 +169,7 @@ impl ModelSettings {
             precision: Precision::F32,
             response_cache: None,
             data_policy: DataPolicy::default(),
+            prediction_log: None,
             labels: None,
             metrics: BTreeMap::new(),
         }
@@ -183,6 +186,7 @@ impl ModelSettings {
             settings.description = text;
         }
         settings.data_policy = read_policy(keys, problems);
+        settings.prediction_log = read_share("prediction_log", "sample", keys, problems);
         // The rest is about running a model, which an ensemble leaves to its steps; answers are kept a step at a time as well,
         // for other versions may answer the next request.
         if family == Family::Ensemble {
@@ -315,6 +319,23 @@ fn read_keep(key: &'static str, keys: &mut Keys, problems: &mut Problems) -> Kee
             problems.keep(names.map_err(expected)).map_or(Keep::Nothing, Keep::Only)
         }
     }
+}
+
+/// Takes a table of one key, which is a share.
+fn read_share(
+    table: &'static str,
+    key: &'static str,
+    keys: &mut Keys,
+    problems: &mut Problems,
+) -> Option<f64> {
+    let mut keys = Keys::new(keys.take::<toml::Table>(table, problems)?, format!("model.toml: {table}"));
+    let before = problems.count();
+    let share = keys.take_in(key, 0.0..=1.0, problems);
+    if share.is_none() && problems.count() == before {
+        problems.push(keys.message(key, "expected a number from 0 to 1, got nothing"));
+    }
+    keys.finish(problems);
+    share
 }
 
 /// Takes `[response_cache]`.

@@ -118,6 +118,14 @@ impl PredictionId {
     pub fn new() -> Self {
         Self(uuid::Uuid::now_v7())
     }
+
+    /// A number from 0 up to 1 that is drawn with the id and is always the same for it: whatever takes the predictions below some
+    /// share takes the same ones.
+    pub fn share(&self) -> f64 {
+        // The last four bytes are random in every id.
+        let bits = u32::try_from(self.0.as_u128() & u128::from(u32::MAX)).unwrap_or_default();
+        f64::from(bits) / (f64::from(u32::MAX) + 1.0)
+    }
 }
 
 impl fmt::Display for PredictionId {
@@ -152,6 +160,16 @@ mod tests {
     fn a_refusal_of_a_long_name_is_short() {
         let message = ModelName::new(&"x".repeat(10_000)).unwrap_err().to_string();
         assert!(message.len() < 300, "{message}");
+    }
+
+    #[test]
+    fn shares_are_spread_evenly_and_stay() {
+        let ids: Vec<PredictionId> = (0..10_000).map(|_| PredictionId::new()).collect();
+        let below = |share| ids.iter().filter(|id| id.share() < share).count();
+        assert_eq!((below(0.0), below(1.0)), (0, 10_000));
+        // Seven standard deviations.
+        assert!((4_650..5_350).contains(&below(0.5)), "{}", below(0.5));
+        assert!(ids.iter().all(|id| id.share() == id.clone().share()));
     }
 
     #[test]

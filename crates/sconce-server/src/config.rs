@@ -1,8 +1,10 @@
 //! The server's configuration: a TOML file, `SCONCE__*` environment variables over it, command-line flags over both.
 //! Validated whole before a port is bound; every problem is reported at once.
 
+mod prediction_log;
 mod traces;
 
+pub use prediction_log::PredictionLog;
 pub use traces::{Metrics, Traces};
 
 use crate::objectives::Objectives;
@@ -56,6 +58,8 @@ pub struct ServerConfig {
     pub traces: Traces,
     /// What `/metrics` says.
     pub metrics: Metrics,
+    /// Where predictions are logged.
+    pub prediction_log: PredictionLog,
 }
 
 /// Bounds on what callers can make the server hold. Over them a call gets RESOURCE_EXHAUSTED.
@@ -114,6 +118,7 @@ impl Default for ServerConfig {
             log: Log::default(),
             traces: Traces::default(),
             metrics: Metrics::default(),
+            prediction_log: PredictionLog::default(),
         }
     }
 }
@@ -281,6 +286,7 @@ impl ServerConfig {
             check(false, problem);
         }
         self.traces.check(&mut check);
+        self.prediction_log.check(&mut check);
         problems
     }
 }

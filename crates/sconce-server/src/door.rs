@@ -5,6 +5,7 @@ use crate::content::Content;
 use crate::dispatch::PreparePool;
 use crate::models::{Account, Models, Said, State, UNLOADED};
 use crate::objectives::{Report, TICK, Watch};
+use crate::predictions::PredictionLog;
 use crate::process;
 use crate::shadow::Lane;
 use crate::tenants::TenantTable;
@@ -26,7 +27,6 @@ use tonic_health::server::HealthReporter;
 pub(crate) struct Door {
     pub(crate) models: Arc<Models>,
     /// What may be kept of requests.
-    #[allow(dead_code, reason = "what keeps content comes next")]
     pub(crate) content: Content,
     pub(crate) limits: Limits,
     pub(crate) budget: ByteBudget,
@@ -47,6 +47,7 @@ pub(crate) struct Door {
     pub(crate) started_at: Instant,
     /// How models keep what is expected of them.
     objectives: Watch,
+    pub(crate) predictions: Arc<PredictionLog>,
 }
 
 /// What was refused before any model was known, by the bound it met.
@@ -72,10 +73,11 @@ const SERVICE: &str = "inference.GRPCInferenceService";
 
 impl Door {
     pub(crate) fn new(
-        models: Arc<Models>,
         config: &ServerConfig,
+        models: Arc<Models>,
         health: HealthReporter,
         recorder: Arc<Recorder>,
+        predictions: Arc<PredictionLog>,
     ) -> Self {
         let limits = config.limits.clone();
         Self {
@@ -95,6 +97,7 @@ impl Door {
             metrics: config.metrics.clone(),
             started_at: Instant::now(),
             objectives: Watch::new(config.objectives.clone()),
+            predictions,
         }
     }
 
@@ -259,6 +262,7 @@ impl Door {
             variants: self.variants(),
             shadows: self.shadows(),
             recorder: self.recorder.sample(),
+            prediction_log: self.predictions.sinks(),
             process,
             runtime: RuntimeSample {
                 workers: runtime.num_workers(),

@@ -5,7 +5,6 @@
 pub mod bench;
 mod cache;
 mod config;
-#[allow(dead_code, reason = "what keeps content comes next")]
 mod content;
 mod dispatch;
 mod door;
@@ -16,6 +15,7 @@ mod models;
 mod objectives;
 mod observe;
 mod operation;
+mod predictions;
 mod process;
 mod remote;
 mod shadow;
@@ -24,13 +24,16 @@ mod traffic;
 
 pub use sconce_telemetry::logs;
 
-pub use config::{ConfigError, Limits, Log, Metrics, Scheduling, ServerConfig, Traces};
+pub use config::{
+    ConfigError, Limits, Log, Metrics, PredictionLog as PredictionLogConfig, Scheduling, ServerConfig, Traces,
+};
 pub use objectives::{ModelObjectives, Objectives};
 pub use tenants::{Quota, Tenants};
 
 use door::Door;
 use grpc::{Listener, Role};
 use models::{Loader, Models, RemoteAccess};
+use predictions::PredictionLog;
 use sconce_core::{DeviceId, Error};
 use sconce_registry::{Registry, RegistryError};
 use sconce_telemetry::traces::{self, Recorder};
@@ -85,6 +88,9 @@ pub enum StartError {
     /// The data folder cannot be opened.
     #[error("data: the registry cannot be opened")]
     Registry(#[from] RegistryError),
+    /// The prediction log cannot be opened.
+    #[error("prediction_log.dir: the log cannot be opened")]
+    PredictionLog(#[source] io::Error),
     /// What is kept of requests cannot be recorded.
     #[error(transparent)]
     Traces(#[from] traces::StartError),
@@ -114,6 +120,10 @@ impl Server {
         let addresses = Addresses { grpc: grpc.1, admin: admin.1, http: http.1 };
 
         let recorder = Recorder::start(config.recorder()?).await?;
+        let settings = config.prediction_log.clone();
+        let opened = tokio::task::spawn_blocking(move || PredictionLog::open(&settings)).await;
+        let opened = opened.map_err(|error| Error::internal("opening panicked").with_source(error))?;
+        let predictions = opened.map_err(StartError::PredictionLog)?;
         let loader = Loader::new(device, Duration::from_millis(config.scheduling.quantum_ms));
         let shadows = shadow::Shadows::start()?;
         let remotes = RemoteAccess {
@@ -124,7 +134,7 @@ impl Server {
         let models = Models::new(root, &config.builtin, loader, &memory, registry, shadows, remotes);
         let models = Arc::new(models);
         let (health, health_service) = tonic_health::server::health_reporter();
-        let door = Arc::new(Door::new(models, &config, health, recorder));
+        let door = Arc::new(Door::new(&config, models, health, recorder, predictions));
         door.report_health().await;
         let inference = Listener::new(
             Arc::clone(&door),
@@ -196,6 +206,7 @@ impl Server {
         }
         self.door.models.close().await;
         self.door.recorder.shutdown().await;
+        self.door.predictions.shutdown().await;
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is known of a request, from its arrival until its answer has left.
 
 use crate::objectives::Ends;
+use crate::predictions::Draft;
 use crate::shadow::Offer;
 use http::HeaderMap;
 use sconce_core::{Error, ErrorCode};
@@ -19,6 +20,8 @@ pub(crate) struct Observation {
     pub(crate) ends: Option<Arc<Ends>>,
     /// Who sees the request once it is answered.
     pub(crate) offer: Option<Box<Offer>>,
+    /// What the prediction log gets of it.
+    pub(crate) draft: Option<Box<Draft>>,
 }
 
 impl Observation {
@@ -29,7 +32,7 @@ impl Observation {
         arrived_at: Instant,
     ) -> Self {
         let observed = Observed::new(trace, method, arrived_at);
-        Self { recorder: Arc::clone(recorder), observed, ended: false, ends: None, offer: None }
+        Self { recorder: Arc::clone(recorder), observed, ended: false, ends: None, offer: None, draft: None }
     }
 
     /// The request failed.
@@ -70,6 +73,9 @@ impl Drop for Observation {
         if let Some(ends) = &self.ends {
             let time = self.observed.ended_at.saturating_duration_since(self.observed.arrived_at);
             ends.count(self.observed.code, time);
+        }
+        if let Some(draft) = self.draft.take() {
+            draft.offer(&self.observed);
         }
         if let Some(offer) = self.offer.take().filter(|_| self.observed.code.is_none()) {
             offer.make(&self.recorder, &self.observed);

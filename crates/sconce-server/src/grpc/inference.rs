@@ -281,12 +281,16 @@ async fn infer_by(
     observation.routed_at = Some(Instant::now());
     observation.target = Some(Arc::clone(&served.observed_as));
     observation.prediction_id = Some(prediction_id);
+    observation.draft = door.predictions.draft(served, prediction_id);
     let count = |error: &Error| served.count_failure(error, arrived_at.elapsed());
     let is_large = reservation.bytes() > INLINE_MESSAGE_BYTES;
     // Whoever works on the request holds its reservation, also when nobody waits for it any more.
     let work = move || Ok((convert::request(message)?, reservation));
     let converted = dispatch::within(call_deadline, door.prepare.run(is_large, work)).await;
     let (request, reservation) = converted.flatten().inspect_err(count)?;
+    if let Some(draft) = &mut observation.draft {
+        draft.asked(&door.content, served, &request.tensors);
+    }
     request.wanted.check(served.signature()).inspect_err(count)?;
     let default = served.settings.default_timeout.filter(|_| call_deadline.is_none());
     let own_deadline = request.timeout.or(default).and_then(|timeout| arrived_at.checked_add(timeout));
@@ -303,6 +307,9 @@ async fn infer_by(
         depth: 0,
     };
     let (output, reservation) = dispatch::infer(&door.models, served, job, observation).await?;
+    if let Some(draft) = &mut observation.draft {
+        draft.answered(&door.content, served, &output.tensors);
+    }
     if let Some((lanes, tensors, bytes)) = shadowed {
         let asked = Asked::new(served, tensors, &output, prediction_id, bytes);
         observation.offer = Some(Box::new(Offer { lanes, asked }));

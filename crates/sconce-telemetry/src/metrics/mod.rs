@@ -168,6 +168,21 @@ pub struct RuntimeSample {
     pub global_queue_depth: usize,
 }
 
+/// One sink of the prediction log at the time of a scrape.
+#[derive(Debug, Clone, Default)]
+pub struct PredictionLogSample {
+    /// The sink's name.
+    pub sink: &'static str,
+    /// Records that were written.
+    pub written: u64,
+    /// Records that found no place.
+    pub dropped: u64,
+    /// Records that could not be written.
+    pub failed: u64,
+    /// Records that wait, and their bound.
+    pub queue: (usize, usize),
+}
+
 /// All that one scrape says.
 #[derive(Debug, Clone, Default)]
 pub struct Scrape {
@@ -181,6 +196,8 @@ pub struct Scrape {
     pub shadows: Vec<ShadowSample>,
     /// Traces and log lines.
     pub recorder: RecorderSample,
+    /// The prediction log, by sink.
+    pub prediction_log: Vec<PredictionLogSample>,
     /// The process, where the system tells of it.
     pub process: Option<ProcessSample>,
     /// The runtime.
@@ -229,6 +246,7 @@ impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.encode_server(&mut encoder)?;
         self.encode_recorder(&mut encoder)?;
+        self.encode_prediction_log(&mut encoder)?;
         self.encode_process(&mut encoder)?;
         self.encode_counters(&mut encoder)?;
         self.encode_histograms(&mut encoder)?;

@@ -141,6 +141,37 @@ impl Scrape {
         Ok(())
     }
 
+    /// The prediction log: what is written, and what is lost.
+    pub(super) fn encode_prediction_log(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        if self.prediction_log.is_empty() {
+            return Ok(());
+        }
+        let help = "Records of the prediction log by what became of them";
+        let name = "sconce_prediction_log_records";
+        let mut records = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for sink in &self.prediction_log {
+            for (status, count) in
+                [("written", sink.written), ("dropped", sink.dropped), ("failed", sink.failed)]
+            {
+                let labels = [("sink", sink.sink), ("status", status)];
+                records.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+            }
+        }
+        let help = "Records that wait for a sink of the prediction log";
+        let name = "sconce_prediction_log_queue_depth";
+        let mut depths = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for sink in &self.prediction_log {
+            depths.encode_family(&[("sink", sink.sink)])?.encode_gauge(&to_i64(sink.queue.0))?;
+        }
+        let help = "The bound of sconce_prediction_log_queue_depth";
+        let name = "sconce_prediction_log_queue_depth_limit";
+        let mut limits = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for sink in &self.prediction_log {
+            limits.encode_family(&[("sink", sink.sink)])?.encode_gauge(&to_i64(sink.queue.1))?;
+        }
+        Ok(())
+    }
+
     /// The process, under the names that every Prometheus client uses, and its runtime.
     pub(super) fn encode_process(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let runtime = &self.runtime;

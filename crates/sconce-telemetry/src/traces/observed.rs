@@ -141,6 +141,11 @@ impl Observed {
         SPANS_A_REQUEST + self.steps.iter().map(Self::spans_at_most).sum::<u64>()
     }
 
+    /// The name of the status it ended with.
+    pub fn status(&self) -> &'static str {
+        super::spans::status(self.code).1
+    }
+
     /// All its time.
     pub fn time(&self) -> Duration {
         self.ended_at.saturating_duration_since(self.arrived_at)
