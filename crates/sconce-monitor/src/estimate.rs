@@ -29,6 +29,15 @@ pub struct Baseline {
     pub metrics: BinaryMetrics,
 }
 
+/// What is stored of the data that a model was fitted on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Fitted {
+    /// What it looked like.
+    pub reference: Reference,
+    /// What the model was worth there, if labels and scores were known.
+    pub baseline: Option<Baseline>,
+}
+
 /// Metrics of two classes; NaN where a class is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct BinaryMetrics {

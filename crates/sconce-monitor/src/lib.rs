@@ -10,6 +10,8 @@ mod cells;
 mod error;
 mod estimate;
 mod monitor;
+mod outlier;
+mod performance;
 mod quality;
 mod reference;
 mod text;
@@ -19,8 +21,10 @@ mod window;
 
 pub use budget::Budget;
 pub use error::{MonitorError, Result};
-pub use estimate::{Baseline, BinaryMetrics, Estimate, Estimated, Trust};
+pub use estimate::{Baseline, BinaryMetrics, Estimate, Estimated, Fitted, Trust};
 pub use monitor::{MAX_PANES, Monitor, MonitorSpec, PaneSize};
+pub use outlier::{Outlier, Outliers};
+pub use performance::{CohortReport, MAX_COHORTS, Performance, PerformanceReport, PerformanceSpec};
 pub use quality::{Check, CheckKind};
 pub use reference::{
     Categories, Column, ColumnKind, ColumnSpec, FORMAT, MAX_COLUMNS, Numbers, Profile, Reference,
