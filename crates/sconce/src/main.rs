@@ -9,10 +9,12 @@ macro_rules! say {
 mod audit;
 mod control;
 mod demo;
+mod drift;
 mod health;
 mod infer;
 mod model;
 mod models;
+mod progress;
 mod records;
 mod registry;
 mod report;
@@ -56,6 +58,16 @@ enum Command {
     Shadow(shadow::Args),
     /// Say how a running server and its models are, and what somebody should look at
     Health(health::Args),
+    /// Make references for what is watched of a model
+    Monitor {
+        #[command(subcommand)]
+        command: drift::Monitors,
+    },
+    /// Compare data with what a model was fitted on
+    Drift {
+        #[command(subcommand)]
+        command: drift::Drifts,
+    },
     /// Read and verify the trail of changes
     Audit(audit::Args),
     /// Check, back up, restore or export a whole registry
@@ -85,23 +97,31 @@ fn main() -> ExitCode {
         Command::Traffic(args) => traffic::run(args),
         Command::Shadow(args) => shadow::run(args),
         Command::Health(args) => health::run(args),
+        Command::Monitor { command: drift::Monitors::Fit(args) } => drift::fit(&args),
+        Command::Drift { command: drift::Drifts::Compare(args) } => {
+            // 1 says that something has drifted.
+            drift::compare(&args).or_else(|error| Ok(tell(error, ExitCode::from(2))))
+        }
         Command::Audit(args) => audit::run(args),
         Command::Registry(args) => registry::run(args),
         Command::Validate(args) => validate::run(&args),
         Command::Completions { shell } => completions(shell),
     };
-    outcome.unwrap_or_else(|error| {
-        let first: &(dyn Error + 'static) = error.as_ref();
-        let chain = || std::iter::successors(Some(first), |&cause| cause.source());
-        let is_closed_pipe = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
-        if chain().filter_map(|cause| cause.downcast_ref()).any(is_closed_pipe) {
-            // Whoever read the output has what they wanted.
-            return ExitCode::SUCCESS;
-        }
-        eprintln!("sconce: {error}");
-        chain().skip(1).for_each(|cause| eprintln!("  because: {cause}"));
-        ExitCode::FAILURE
-    })
+    outcome.unwrap_or_else(|error| tell(error, ExitCode::FAILURE))
+}
+
+/// Tells an error with its causes, and ends with `code`.
+fn tell(error: Failure, code: ExitCode) -> ExitCode {
+    let first: &(dyn Error + 'static) = error.as_ref();
+    let chain = || std::iter::successors(Some(first), |&cause| cause.source());
+    let is_closed_pipe = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
+    if chain().filter_map(|cause| cause.downcast_ref()).any(is_closed_pipe) {
+        // Whoever read the output has what they wanted.
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("sconce: {error}");
+    chain().skip(1).for_each(|cause| eprintln!("  because: {cause}"));
+    code
 }
 
 fn completions(shell: clap_complete::Shell) -> Outcome {

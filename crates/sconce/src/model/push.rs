@@ -1,13 +1,12 @@
 use super::{Said, absolute, change};
 use crate::control::Control;
+use crate::progress::{Bar, clear_line};
 use crate::validate::is_package;
 use crate::{Failure, Outcome, records, text};
 use sconce_client::{Progress, RegistryClient, control_proto as pb};
 use serde_json::{Value, json};
-use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Push {
@@ -205,42 +204,4 @@ fn tell(control: &Control, version: &pb::Version) -> Result<(), Failure> {
 
 fn named(version: &pb::Version) -> String {
     format!("{} version {}", version.model, version.version)
-}
-
-/// How far a transfer is, on one line of a terminal.
-#[derive(Default)]
-struct Bar {
-    shown: Option<Instant>,
-}
-
-const BAR_WIDTH: u64 = 24;
-const REDRAW: Duration = Duration::from_millis(80);
-
-impl Bar {
-    fn show(&mut self, progress: Progress<'_>) {
-        let is_due = self.shown.is_none_or(|at| at.elapsed() >= REDRAW);
-        if !is_due || !std::io::stderr().is_terminal() {
-            return;
-        }
-        self.shown = Some(Instant::now());
-        let Progress { file, bytes, total_bytes } = progress;
-        let name: String = crate::table::plain(file).chars().take(30).collect();
-        let part = bytes.min(total_bytes).saturating_mul(BAR_WIDTH).checked_div(total_bytes);
-        let line = match part.and_then(|part| usize::try_from(part).ok()) {
-            // Its size is not known.
-            None => format!("{} {name}", text::bytes(bytes)),
-            Some(done) => {
-                let (width, bar) = (BAR_WIDTH as usize, "#".repeat(done));
-                format!("[{bar:<width$}] {} of {} {name}", text::bytes(bytes), text::bytes(total_bytes))
-            }
-        };
-        // A terminal that went away is no reason to stop.
-        let _ = write!(std::io::stderr(), "\r\x1b[K{line}");
-    }
-}
-
-fn clear_line() {
-    if std::io::stderr().is_terminal() {
-        let _ = write!(std::io::stderr(), "\r\x1b[K");
-    }
 }

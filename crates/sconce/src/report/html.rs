@@ -51,7 +51,7 @@ mod tests {
     #[test]
     fn a_page_stands_alone_and_nothing_in_it_is_markup() {
         let page = super::html(&example());
-        assert_eq!(page.matches("<svg").count(), 3, "{page}");
+        assert_eq!(page.matches("<svg").count(), 4, "{page}");
         assert!(
             page.contains("What &lt;was&gt; found") && page.contains("pipes | and &lt;tags&gt; &amp; such")
         );

@@ -51,6 +51,7 @@ mod tests {
             "| no | 0 | 4 |",
             "| ≤ 1e-6 | 9 |",
             "| 2 | 0.5 |",
+            "| 0 to 1 | 0.25 | 0.75 |",
         ] {
             assert!(text.lines().any(|it| it == line), "{line}\nnot in\n{text}");
         }

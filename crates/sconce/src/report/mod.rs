@@ -42,6 +42,8 @@ pub(crate) enum Block {
 pub(crate) enum Figure {
     /// Amounts side by side, each under its name.
     Bars(Vec<(String, f64)>),
+    /// Two shares side by side under each name.
+    Pairs { names: (String, String), pairs: Vec<(String, f64, f64)> },
     /// Lines over the same places, each with its name.
     Lines { places: Vec<String>, lines: Vec<(String, Vec<f64>)> },
     /// How often what a row says went with what a column says.
@@ -80,6 +82,10 @@ impl Figure {
             Self::Bars(bars) => (
                 vec![String::new(), "count".to_owned()],
                 bars.iter().map(|(name, amount)| vec![name.clone(), number(*amount)]).collect(),
+            ),
+            Self::Pairs { names: (first, second), pairs } => (
+                vec![String::new(), first.clone(), second.clone()],
+                pairs.iter().map(|(name, a, b)| vec![name.clone(), number(*a), number(*b)]).collect(),
             ),
             Self::Lines { places, lines } => {
                 let names = lines.iter().map(|(name, _)| name.clone());
@@ -130,6 +136,13 @@ pub(super) mod tests {
             .table(&["what", "n"], vec![vec!["a|b".to_owned(), "1".to_owned()]])
             .table(&["nothing"], Vec::new())
             .figure("differences", Figure::Bars(vec![("≤ 1e-6".to_owned(), 9.0), ("more".to_owned(), 1.0)]))
+            .figure(
+                "shares",
+                Figure::Pairs {
+                    names: ("then".to_owned(), "now".to_owned()),
+                    pairs: vec![("0 to 1".to_owned(), 0.25, 0.75)],
+                },
+            )
             .figure("over time", Figure::Lines { places: vec!["1".to_owned(), "2".to_owned()], lines })
             .figure(
                 "classes",

@@ -15,6 +15,7 @@ const COLOURS: [&str; 4] = ["#1f6feb", "#d9622b", "#2da44e", "#8250df"];
 pub(super) fn svg(figure: &Figure) -> String {
     match figure {
         Figure::Bars(bars) => self::bars(bars),
+        Figure::Pairs { names, pairs } => self::pairs(names, pairs),
         Figure::Lines { places, lines } => self::lines(places, lines),
         Figure::Matrix { rows, columns, labels, counts } => matrix(rows, columns, labels, counts),
     }
@@ -35,6 +36,34 @@ fn bars(bars: &[(String, f64)]) -> String {
             escape(&title)
         );
         body += &below(x + width / 2.0, name);
+    }
+    page(HEIGHT, &body)
+}
+
+fn pairs(names: &(String, String), pairs: &[(String, f64, f64)]) -> String {
+    let most = pairs.iter().map(|(_, first, second)| first.max(*second)).fold(0.0, f64::max);
+    let step = (WIDTH - LEFT) / pairs.len().max(1) as f64;
+    let mut body = axes(0.0, most);
+    for (index, name) in [&names.0, &names.1].into_iter().enumerate() {
+        let (x, colour) = (LEFT + 10.0 + 150.0 * index as f64, COLOURS[index]);
+        let _ = write!(body, r#"<text x="{x:.1}" y="12" fill="{colour}">{}</text>"#, escape(name));
+    }
+    let every = pairs.len().div_ceil(20).max(1);
+    for (at, (name, first, second)) in pairs.iter().enumerate() {
+        let width = step * 0.4;
+        for (index, amount) in [*first, *second].into_iter().enumerate() {
+            let height = share(amount, 0.0, most) * (HEIGHT - ABOVE - BELOW);
+            let (x, y) = (LEFT + at as f64 * step + index as f64 * width, HEIGHT - BELOW - height);
+            let title = escape(&format!("{name}: {}", number(amount)));
+            let _ = write!(
+                body,
+                r#"<rect x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{height:.1}" fill="{}"><title>{title}</title></rect>"#,
+                COLOURS[index]
+            );
+        }
+        if at % every == 0 {
+            body += &below(LEFT + at as f64 * step + width, name);
+        }
     }
     page(HEIGHT, &body)
 }
