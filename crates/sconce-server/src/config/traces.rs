@@ -1,6 +1,9 @@
 use super::ServerConfig;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 use sconce_telemetry::traces::{Protocol, Settings};
 use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::str::FromStr as _;
 use std::time::Duration;
 use toml::{Table, Value};
 
@@ -12,6 +15,9 @@ pub struct Traces {
     pub endpoint: Option<String>,
     /// grpc (default) or http. `OTEL_EXPORTER_OTLP_PROTOCOL` where nothing else is said.
     pub protocol: String,
+    /// What else each message to the collector says, such as a key it asks for. `OTEL_EXPORTER_OTLP_HEADERS` where nothing else is
+    /// said.
+    pub headers: BTreeMap<String, String>,
     /// The share of requests that is kept where their caller decided nothing. Default 0.01, 0 to 1. `OTEL_TRACES_SAMPLER_ARG`
     /// where nothing else is said.
     pub ratio: f64,
@@ -36,6 +42,7 @@ impl Default for Traces {
         Self {
             endpoint: None,
             protocol: "grpc".to_owned(),
+            headers: BTreeMap::new(),
             ratio: 0.01,
             slow_ms: 1000,
             queue: 2048,
@@ -62,10 +69,24 @@ impl Traces {
             let got = sconce_core::abbreviate(endpoint);
             check(fits, format!("traces.endpoint: expected http://host:port, got {got:?}"));
         }
+        if let Err(problem) = self.header_map() {
+            check(false, problem);
+        }
         let share = (0.0..=1.0).contains(&self.ratio);
         check(share, format!("traces.ratio: expected 0 to 1, got {}", self.ratio));
         let fits = (1..=1 << 20).contains(&self.queue);
         check(fits, format!("traces.queue: expected 1 to 1048576, got {}", self.queue));
+    }
+
+    /// The headers, as they are sent. Their values are told to nobody.
+    fn header_map(&self) -> Result<HeaderMap, String> {
+        let header = |(name, value): (&String, &String)| {
+            let wrong = || format!("traces.headers: {:?} is no header", sconce_core::abbreviate(name));
+            let mut value = HeaderValue::from_str(value).map_err(|_| wrong())?;
+            value.set_sensitive(true);
+            Ok((HeaderName::from_str(name).map_err(|_| wrong())?, value))
+        };
+        self.headers.iter().map(header).collect()
     }
 }
 
@@ -75,10 +96,12 @@ impl ServerConfig {
     /// # Errors
     /// `InvalidArgument` for a protocol or a policy that is none.
     pub(crate) fn recorder(&self) -> sconce_core::Result<Settings> {
-        let Traces { endpoint, protocol, ratio, slow_ms, queue, service_name } = self.traces.clone();
+        let headers = self.traces.header_map().map_err(sconce_core::Error::invalid)?;
+        let Traces { endpoint, protocol, ratio, slow_ms, queue, service_name, .. } = self.traces.clone();
         Ok(Settings {
             endpoint,
             protocol: protocol.parse().map_err(sconce_core::Error::invalid)?,
+            headers,
             ratio,
             slow: Duration::from_millis(slow_ms),
             queue,
@@ -102,11 +125,28 @@ pub(super) fn standard_table(environment: &[(String, String)]) -> Table {
         let number = text.parse().ok().filter(|_| key == "ratio").map(Value::Float);
         traces.insert(key.to_owned(), number.unwrap_or_else(|| Value::String(text.clone())));
     }
+    let headers = environment.iter().find(|(name, _)| name == "OTEL_EXPORTER_OTLP_HEADERS");
+    let headers = headers.map(|(_, text)| standard_headers(text)).filter(|headers| !headers.is_empty());
+    traces.extend(headers.map(|headers| ("headers".to_owned(), Value::Table(headers))));
     if traces.is_empty() {
         Table::new()
     } else {
         Table::from_iter([("traces".to_owned(), Value::Table(traces))])
     }
+}
+
+/// `name=value,…`, each value with `%` escapes, as the variable has them.
+fn standard_headers(text: &str) -> Table {
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let header = |part: &str| {
+        // What has no value is no header: with a space in its name it is refused with the others.
+        let Some((name, value)) = part.split_once('=') else {
+            return (format!("{part} "), Value::String(String::new()));
+        };
+        let value = percent_encoding::percent_decode_str(value.trim()).decode_utf8_lossy();
+        (name.trim().to_owned(), Value::String(value.into_owned()))
+    };
+    parts.map(header).collect()
 }
 
 #[cfg(test)]
@@ -132,6 +172,13 @@ mod tests {
         assert_eq!(said.recorder().unwrap().protocol, Protocol::Http);
         let own = read("[traces]\nratio = 0.5\nservice_name = 'mine'", &environment).unwrap();
         assert_eq!((own.traces.ratio, own.traces.service_name.as_str()), (0.5, "mine"));
+        let headers = |text| read("", &[("OTEL_EXPORTER_OTLP_HEADERS", text)]);
+        let said = headers("api-key=a%20secret%3D1, x-tenant = me ,").unwrap().recorder().unwrap().headers;
+        assert!(said["api-key"] == "a secret=1" && said["x-tenant"] == "me" && said.len() == 2, "{said:?}");
+        assert!(!format!("{said:?}").contains("secret"));
+        for bad in ["novalue", "a b=c", "a=%0A", "=x"] {
+            assert_eq!(headers(bad).unwrap_err().len(), 1, "{bad}");
+        }
         for bad in ["https://collector:4317", "collector", "http://", "ftp://x:1"] {
             assert_eq!(read("", &[("OTEL_EXPORTER_OTLP_ENDPOINT", bad)]).unwrap_err().len(), 1, "{bad}");
         }

@@ -7,6 +7,7 @@ use super::otlp::Head;
 use super::parent::RequestTrace;
 use super::send::{self, Send};
 use super::spans::Clock;
+use http::HeaderMap;
 use opentelemetry_sdk::trace::SpanData;
 use sconce_core::DurationHistogram;
 use std::collections::HashMap;
@@ -27,6 +28,8 @@ pub struct Settings {
     pub endpoint: Option<String>,
     /// How spans travel.
     pub protocol: Protocol,
+    /// What else each message to the collector says, such as a key it asks for.
+    pub headers: HeaderMap,
     /// The share of requests whose caller decided nothing that is kept, 0 to 1.
     pub ratio: f64,
     /// A request that takes as long is kept.
@@ -138,7 +141,8 @@ impl Recorder {
     /// An endpoint that is none, or no thread to be had.
     pub async fn start(settings: Settings) -> Result<Arc<Self>, StartError> {
         let (endpoint, protocol) = (settings.endpoint.clone(), settings.protocol);
-        let sender = move || endpoint.map(|endpoint| send::to(&endpoint, protocol)).transpose();
+        let headers = settings.headers.clone();
+        let sender = move || endpoint.map(|endpoint| send::to(&endpoint, protocol, headers)).transpose();
         let recorder = Self::with_sender(&settings, sender).await?;
         if recorder.exports {
             operations::send_to(Arc::downgrade(&recorder));
@@ -363,6 +367,7 @@ mod tests {
             ratio: 1.0,
             slow: Duration::from_secs(1),
             queue,
+            headers: HeaderMap::new(),
             service_name: "test".to_owned(),
             access: Access::Off,
         };
@@ -430,6 +435,7 @@ mod tests {
             ratio: 1.0,
             slow: Duration::from_secs(1),
             queue: 1,
+            headers: HeaderMap::new(),
             service_name: String::new(),
             access: Access::Off,
         };

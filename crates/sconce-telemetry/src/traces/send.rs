@@ -23,11 +23,11 @@ pub(crate) type Send = Box<dyn Fn(Vec<u8>) -> Sent>;
 /// What became of a message.
 pub(crate) type Sent = Pin<Box<dyn Future<Output = Result<(), String>>>>;
 
-/// A way to `endpoint`, which is not connected to yet. To be called in the runtime that will drive it.
+/// A way to `endpoint`, which is not connected to yet; each message carries `headers`. To be called in the runtime that will drive it.
 ///
 /// # Errors
 /// What was expected of an endpoint, and what came.
-pub(crate) fn to(endpoint: &str, protocol: Protocol) -> Result<Send, String> {
+pub(crate) fn to(endpoint: &str, protocol: Protocol, headers: HeaderMap) -> Result<Send, String> {
     let trimmed = endpoint.trim_end_matches('/');
     let has_path = trimmed.split_once("://").is_some_and(|(_, rest)| rest.contains('/'));
     let path = match protocol {
@@ -46,7 +46,7 @@ pub(crate) fn to(endpoint: &str, protocol: Protocol) -> Result<Send, String> {
         .http2_keep_alive_timeout(PING_EVERY)
         .build_http::<Full<Bytes>>();
     Ok(Box::new(move |message| {
-        let request = request(&uri, protocol, message);
+        let request = request(&uri, protocol, &headers, message);
         let client = client.clone();
         Box::pin(async move {
             let answer = client.request(request).await.map_err(|error| chain(&error))?;
@@ -64,7 +64,7 @@ pub(crate) fn to(endpoint: &str, protocol: Protocol) -> Result<Send, String> {
     }))
 }
 
-fn request(uri: &Uri, protocol: Protocol, mut message: Vec<u8>) -> Request<Full<Bytes>> {
+fn request(uri: &Uri, protocol: Protocol, headers: &HeaderMap, mut message: Vec<u8>) -> Request<Full<Bytes>> {
     let length = u32::try_from(message.len() - ROOM).unwrap_or(u32::MAX);
     message[1..ROOM].copy_from_slice(&length.to_be_bytes());
     let message = Bytes::from(message);
@@ -75,6 +75,7 @@ fn request(uri: &Uri, protocol: Protocol, mut message: Vec<u8>) -> Request<Full<
     let mut request = Request::new(Full::new(body));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = uri.clone();
+    request.headers_mut().clone_from(headers);
     request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     if protocol == Protocol::Grpc {
         request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
@@ -124,8 +125,10 @@ mod tests {
     #[test]
     fn messages_are_framed_for_grpc_alone() {
         let uri = Uri::from_static("http://collector:4317/x");
+        let said = HeaderMap::from_iter([("x-tenant".parse().unwrap(), HeaderValue::from_static("me"))]);
         let body = |protocol| {
-            let request = request(&uri, protocol, vec![0, 0, 0, 0, 0, 7, 7, 7]);
+            let request = request(&uri, protocol, &said, vec![0, 0, 0, 0, 0, 7, 7, 7]);
+            assert!(request.headers()["x-tenant"] == "me" && request.headers().contains_key(CONTENT_TYPE));
             futures_now(request.into_body().collect()).to_bytes()
         };
         assert_eq!(body(Protocol::Grpc)[..], [0, 0, 0, 0, 3, 7, 7, 7]);
