@@ -25,8 +25,8 @@ print("|---|--:|")
 for name, make in [
     ("River ADWIN", drift.ADWIN),
     ("River Page-Hinkley", drift.PageHinkley),
-    ("River HDDM_A", drift.binary.HDDM_A),
-    ("River HDDM_W", drift.binary.HDDM_W),
+    ("River HDDM_A", drift.binary.HDDMA),
+    ("River HDDM_W", drift.binary.HDDMW),
 ]:
     print(f"| {name}, a value | {statistics.median(nanoseconds_each(make()) for _ in range(rounds)):.0f} ns |")
 
