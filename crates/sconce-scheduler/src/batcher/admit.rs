@@ -1,8 +1,9 @@
 //! What may wait, and for how long it would.
 
-use super::{Batcher, due, key};
+use super::{Batcher, due};
 use crate::cost::{Work, duration};
 use crate::entry::{Entry, Priority, Refusal};
+use crate::line::Key;
 use std::time::{Duration, Instant};
 
 /// An overload is one that lasts this long, or as long as requests may wait if that is more.
@@ -32,7 +33,7 @@ impl Pace {
 
 impl<T> Batcher<T> {
     /// How long a request would wait by the cost model, in seconds, before what was learned of the pace.
-    pub(super) fn expected_wait(&self, now: Instant, entry: &Entry<T>, seq: u64) -> f64 {
+    pub(super) fn expected_wait(&self, now: Instant, entry: &Entry<T>, key: Key) -> f64 {
         if self.is_empty() && self.running.len() < self.instances {
             return 0.0;
         }
@@ -48,7 +49,7 @@ impl<T> Batcher<T> {
             (Work::default(), level.work, f64::from(entry.tenant.weight));
         for line in level.lines.iter().filter(|line| !line.line.is_empty()) {
             if line.id == entry.tenant.id {
-                own = line.line.before(key(entry, seq));
+                own = line.line.before(key);
                 others.take(line.line.work());
             } else {
                 weights += line.weight;

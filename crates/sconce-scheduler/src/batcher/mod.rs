@@ -100,6 +100,8 @@ pub struct Batcher<T> {
     next_seq: u64,
     next_batch: u64,
     /// Of all that waits.
+    /// When the first request came: keys count from there.
+    epoch: Option<Instant>,
     work: Work,
     cost: CostModel,
     /// By priority: requests wait longer for being overtaken, and those who overtake must not be taken to.
@@ -138,12 +140,7 @@ struct Waiting<T> {
     expected: f64,
 }
 
-impl<T> Waiting<T> {
-    fn key(&self) -> Key {
-        key(&self.entry, self.seq)
-    }
-}
-
+    key: Key,
 /// The part of a request's time for what is not seen here: its way here and back, a core that is taken away.
 const ON_ITS_WAY: f64 = 0.1;
 
@@ -151,10 +148,6 @@ const ON_ITS_WAY: f64 = 0.1;
 fn due<T>(entry: &Entry<T>) -> Option<Instant> {
     let deadline = entry.deadline?;
     deadline.checked_sub(deadline.saturating_duration_since(entry.queued_at).mul_f64(ON_ITS_WAY))
-}
-
-fn key<T>(entry: &Entry<T>, seq: u64) -> Key {
-    (entry.deadline.unwrap_or(entry.queued_at + UNHURRIED), seq)
 }
 
 impl<T> Batcher<T> {
@@ -172,6 +165,7 @@ impl<T> Batcher<T> {
             cost: CostModel::default(),
             paces: std::array::from_fn(|_| Pace::default()),
             running: Vec::with_capacity(instances),
+            epoch: None,
             standing_since: None,
             next_probe: None,
             tenant: 0,
@@ -215,11 +209,20 @@ impl<T> Batcher<T> {
     /// is returned.
     ///
     /// # Errors
+    /// Where a request belongs in its line. Deadlines that were over when the first request came are all alike.
+    fn key(&self, entry: &Entry<T>, seq: u64) -> Key {
+        let at = entry.deadline.unwrap_or(entry.queued_at + UNHURRIED);
+        let after = self.epoch.map_or(Duration::ZERO, |epoch| at.saturating_duration_since(epoch));
+        (after.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(after.subsec_nanos())), seq)
+    }
+
     /// [`Refusal`].
     pub fn push(&mut self, now: Instant, entry: Entry<T>) -> Result<Option<Entry<T>>, (Refusal, Entry<T>)> {
         let seq = self.next_seq;
         let work = entry.work(self.policy.is_padded);
-        let expected = self.expected_wait(now, &entry, seq);
+        self.epoch.get_or_insert(now);
+        let key = self.key(&entry, seq);
+        let expected = self.expected_wait(now, &entry, key);
         if let Some(refusal) = self.refusal(now, &entry, work, expected) {
             return Err((refusal, entry));
         }
@@ -236,8 +239,8 @@ impl<T> Batcher<T> {
             self.rivals_at = (seq > 0).then_some(now);
             self.tenant = entry.tenant.id;
         }
-        let (tenant, priority, key) = (entry.tenant, entry.priority, key(&entry, seq));
-        let slot = self.waiting.insert(Waiting { entry, seq, work, expected });
+        let (tenant, priority) = (entry.tenant, entry.priority);
+        let slot = self.waiting.insert(Waiting { entry, seq, work, key, expected });
         self.remember_arrival(seq, slot);
         self.work.add(work);
         let spare = &mut self.spare;
@@ -308,8 +311,7 @@ impl<T> Batcher<T> {
     /// Takes a request out of the queue.
     fn leave(&mut self, slot: usize) -> Option<Entry<T>> {
         let waiting = self.waiting.try_remove(slot)?;
-        let key = waiting.key();
-        let Waiting { entry, work, .. } = waiting;
+        let Waiting { entry, work, key, .. } = waiting;
         self.work.take(work);
         let level = self.levels.get_mut(entry.priority.level() - 1)?;
         level.work.take(work);

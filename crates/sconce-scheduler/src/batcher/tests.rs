@@ -410,7 +410,7 @@ proptest! {
         let mut running: Vec<(Instant, u64, Work)> = Vec::new();
         loop {
             while running.len() < instances && !batcher.is_empty() {
-                let before: Vec<_> = batcher.waiting.iter().map(|(_, w)| (w.entry.priority, w.entry.tenant.id, w.key(), w.entry.ticket)).collect();
+                let before: Vec<_> = batcher.waiting.iter().map(|(_, w)| (w.entry.priority, w.entry.tenant.id, w.key, w.entry.ticket)).collect();
                 let batch = batcher.take(now, false, |&ticket| ticket % 13 == 0);
                 prop_assert!(!batch.entries.is_empty() || batcher.is_empty(), "work waits and a worker is free");
                 let rows: usize = batch.entries.iter().map(|e| e.rows).sum();
