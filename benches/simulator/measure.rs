@@ -87,11 +87,11 @@ impl Measures {
 }
 
 /// Requests a second that the device can answer in full batches without padding.
-pub(crate) fn saturation(lengths: Lengths) -> f64 {
+pub(crate) fn saturation(lengths: Lengths, cost: Cost) -> f64 {
     const DRAWN: usize = 200_000;
     let mut random = fastrand::Rng::with_seed(1);
     let tokens: usize = (0..DRAWN).map(|_| lengths.pick(&mut random)).sum();
-    let Cost { batch, row, token } = Cost::MINILM;
+    let Cost { batch, row, token } = cost;
     1.0 / (batch / MAX_ROWS as f64 + row + token * tokens as f64 / DRAWN as f64)
 }
 

@@ -43,7 +43,7 @@ impl Run {
             let name = lengths.name();
             text += &format!(
                 "\nPoisson, {name} tokens; saturation is {:.0} requests/s.\n\n",
-                saturation(lengths)
+                saturation(lengths, Cost::MINILM)
             );
             text += HEAD;
             let lines = || Policy::ALL.map(|policy| Line { name: policy.name(), values: Vec::new() });
@@ -53,7 +53,7 @@ impl Run {
                 for (at, policy) in Policy::ALL.into_iter().enumerate() {
                     let measures = self.measure(&arrivals, 1, policy, |_| true);
                     text += &row(&format!("{load}"), policy, &measures, lengths);
-                    goodputs[at].values.push(measures.goodput / saturation(lengths));
+                    goodputs[at].values.push(measures.goodput / saturation(lengths, Cost::MINILM));
                     p99s[at].values.push(millis(measures.p99));
                 }
             }
@@ -102,42 +102,55 @@ impl Run {
     pub(crate) fn isolation(self) -> String {
         let mut text = format!(
             "\nOne beside another that offers ten times its share, which is a half; {} tokens. Measured are the first's requests; its part \
-             is what it wants of the device. Alone on half a device is what a share in equal parts can be at best.\n\n| | policy | its \
-             part | p50 ms, alone | beside | p99 ms, alone | alone on half | beside | beside / alone | in time, beside | fairness \
-             |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+             is what it wants of the device. Alone on half a device is what a share in equal parts can be at best.\n\n| | a batch \
+             takes, ms | policy | its part | p50 ms, alone | beside | p99 ms, alone | alone on half | beside | beside / alone | in time, \
+             beside | both, goodput / saturation | fairness |\n|---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
             SHARED.name()
         );
-        for kind in Kind::ALL {
+        for (kind, cost) in Kind::ALL.into_iter().flat_map(|kind| [(kind, Cost::MINILM), (kind, Cost::EVEN)])
+        {
             for part in PARTS {
-                let light = kind.stream(0, part);
-                let (alone, both) = (self.trace(&[light]), self.trace(&[light, kind.stream(1, GREED)]));
                 for policy in SHARERS {
-                    let measure = |arrivals: &[Arrival], device: f64| {
-                        let (batching, cost) = (policy.batching(), Cost::MINILM.on(device));
-                        self.measure_with(arrivals, kind.models(2), policy, (&batching, cost), |arrival| {
-                            kind.index(arrival) == 0
-                        })
-                    };
-                    let [before, half, beside] =
-                        [measure(&alone, 1.0), measure(&alone, 0.5), measure(&both, 1.0)];
-                    let fair = self.fairness(&both, 2, kind, policy);
+                    let shared = self.shared(kind, part, policy, cost);
+                    let Shared { alone, half, beside, both, fairness } = &shared;
                     let _ = writeln!(
                         text,
-                        "| {} | {} | {part} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.2} | {:.3} | {fair:.3} |",
+                        "| {} | {:.2} | {} | {part} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.2} | {:.3} | {:.2} | {fairness:.3} |",
                         kind.name(),
+                        cost.batch * 1e3,
                         policy.name(),
-                        millis(before.p50),
+                        millis(alone.p50),
                         millis(beside.p50),
-                        millis(before.p99),
+                        millis(alone.p99),
                         millis(half.p99),
                         millis(beside.p99),
-                        beside.p99.as_secs_f64() / before.p99.as_secs_f64().max(1e-9),
+                        shared.ratio(),
                         beside.in_time,
+                        both.goodput / saturation(SHARED, cost),
                     );
                 }
             }
         }
         text
+    }
+
+    /// A modest one that wants `part` of the device, alone and beside a greedy one.
+    fn shared(self, kind: Kind, part: f64, policy: Policy, cost: Cost) -> Shared {
+        let light = kind.stream(0, part);
+        let (alone, both) = (self.trace(&[light]), self.trace(&[light, kind.stream(1, GREED)]));
+        let measure = |arrivals: &[Arrival], device: f64, all: bool| {
+            let (batching, cost) = (policy.batching(), cost.on(device));
+            self.measure_with(arrivals, kind.models(2), policy, (&batching, cost), |arrival| {
+                all || kind.index(arrival) == 0
+            })
+        };
+        Shared {
+            alone: measure(&alone, 1.0, false),
+            half: measure(&alone, 0.5, false),
+            beside: measure(&both, 1.0, false),
+            both: measure(&both, 1.0, true),
+            fairness: self.fairness(&both, 2, kind, policy, cost),
+        }
     }
 
     /// The same with other quanta.
@@ -157,7 +170,7 @@ impl Run {
                     })
                 };
                 let (beside, goodput) =
-                    (millis(measure(false).p99), measure(true).goodput / saturation(SHARED));
+                    (millis(measure(false).p99), measure(true).goodput / saturation(SHARED, Cost::MINILM));
                 let _ =
                     writeln!(text, "| {} | {part} | {quantum} | {beside:.0} | {goodput:.2} |", kind.name());
             }
@@ -177,14 +190,14 @@ impl Run {
                 (0..MANY).map(|at| kind.stream(at, 2.0 / total / (at + 1) as f64)).collect();
             let arrivals = self.trace(&streams);
             for policy in SHARERS {
-                let fair = self.fairness(&arrivals, MANY, kind, policy);
+                let fair = self.fairness(&arrivals, MANY, kind, policy, Cost::MINILM);
                 let measures = self.measure(&arrivals, kind.models(MANY), policy, |_| true);
                 let _ = writeln!(
                     text,
                     "| {} | {} | {fair:.3} | {:.2} | {:.0} |",
                     kind.name(),
                     policy.name(),
-                    measures.goodput / saturation(SHARED),
+                    measures.goodput / saturation(SHARED, Cost::MINILM),
                     millis(measures.p99)
                 );
             }
@@ -193,7 +206,7 @@ impl Run {
     }
 
     fn one_stream(self, load: f64, pattern: Pattern, lengths: Lengths) -> Vec<Arrival> {
-        let rate = load * saturation(lengths);
+        let rate = load * saturation(lengths, Cost::MINILM);
         self.trace(&[Stream { model: 0, tenant: 0, rate, pattern, lengths }])
     }
 
@@ -233,9 +246,9 @@ impl Run {
     }
 
     /// Jain's index of the time that went into answers, late ones too, over what is due.
-    fn fairness(self, arrivals: &[Arrival], count: usize, kind: Kind, policy: Policy) -> f64 {
+    fn fairness(self, arrivals: &[Arrival], count: usize, kind: Kind, policy: Policy, cost: Cost) -> f64 {
         let outcome =
-            simulate(arrivals, kind.models(count), policy, &policy.batching(), Cost::MINILM, SLO, self.seed);
+            simulate(arrivals, kind.models(count), policy, &policy.batching(), cost, SLO, self.seed);
         let (from, until) = self.window();
         let mut wanted = vec![0.0; count];
         for arrival in arrivals.iter().filter(|arrival| from <= arrival.at && arrival.at < until) {
@@ -246,6 +259,22 @@ impl Run {
         };
         let got: Vec<f64> = (0..count).map(served).collect();
         fairness(&wanted, &got, 1.0)
+    }
+}
+
+/// What a modest one gets: of the whole device, of half of it, beside a greedy one; what both get; and how fair that is.
+struct Shared {
+    alone: Measures,
+    half: Measures,
+    beside: Measures,
+    both: Measures,
+    fairness: f64,
+}
+
+impl Shared {
+    /// Its p99 beside the greedy one over its p99 alone.
+    fn ratio(&self) -> f64 {
+        self.beside.p99.as_secs_f64() / self.alone.p99.as_secs_f64().max(1e-9)
     }
 }
 
@@ -272,7 +301,13 @@ impl Kind {
             Self::Tenants => (0, index as u32),
             Self::Models => (index, 0),
         };
-        Stream { model, tenant, rate: part * saturation(SHARED), pattern: Pattern::Poisson, lengths: SHARED }
+        Stream {
+            model,
+            tenant,
+            rate: part * saturation(SHARED, Cost::MINILM),
+            pattern: Pattern::Poisson,
+            lengths: SHARED,
+        }
     }
 
     fn index(self, arrival: &Arrival) -> usize {
@@ -297,7 +332,7 @@ fn row(load: &str, policy: Policy, measures: &Measures, lengths: Lengths) -> Str
         "| {load} | {} | {:.3} | {useful:.3} | {:.0} | {:.0} | {refused:.3} | {dropped:.3} | {late:.3} | {padding:.2} | \
          {batch_tokens:.0} |\n",
         policy.name(),
-        measures.goodput / saturation(lengths),
+        measures.goodput / saturation(lengths, Cost::MINILM),
         millis(measures.p50),
         millis(measures.p99),
     )
@@ -310,6 +345,23 @@ fn millis(time: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A neighbour that asks for ten times its share costs a modest one next to nothing where batches gain little, and where they gain
+    /// more, the time of one that is long enough; both together get nearly all there is.
+    #[test]
+    fn a_greedy_neighbour_is_hardly_felt() {
+        for (seed, kind) in [1, 2].into_iter().flat_map(|seed| Kind::ALL.map(|kind| (seed, kind))) {
+            for (cost, part, most) in
+                [(Cost::EVEN, 0.1, 1.5), (Cost::EVEN, 0.4, 1.5), (Cost::MINILM, 0.1, 2.5)]
+            {
+                let shared = Run { seed, seconds: 20.0 }.shared(kind, part, Policy::Sconce, cost);
+                let ratio = shared.ratio();
+                assert!(ratio <= most, "seed {seed}, {kind:?}, {part}, {cost:?}: {ratio}");
+                let both = shared.both.goodput / saturation(SHARED, cost);
+                assert!(both > 0.9, "seed {seed}, {kind:?}, {part}, {cost:?}: {both}");
+            }
+        }
+    }
 
     #[test]
     fn a_seed_fixes_the_tables() {

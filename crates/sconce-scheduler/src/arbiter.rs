@@ -1,4 +1,4 @@
-use crate::batcher::RIVALRY;
+use crate::batcher::{CREDIT, RIVALRY};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
@@ -23,13 +23,14 @@ pub enum Claim {
 }
 
 /// Shares a device's slots among models by the time they use them: start-time fair queueing (Goyal, Vin, Cheng 1996). While several
-/// want slots, each gets time by its weight, however many slots it asks for at once and however long its batches are. Pure.
+/// want slots, each gets time by its weight, however many slots it asks for at once and however long its batches are; and who asked
+/// for less of late goes first until it has had 100 ms of that. Pure.
 #[derive(Debug)]
 pub struct Arbiter {
     free: usize,
     /// Where the client that was granted a slot last stood.
     virtual_time: f64,
-    /// Clients that hold or want slots, or have had more than their share.
+    /// Clients that hold or want slots, or have less than all the credit there is.
     clients: Vec<Client>,
     next_ticket: u64,
 }
@@ -53,15 +54,16 @@ impl Arbiter {
     /// Asks for a slot.
     pub fn claim(&mut self, client: ClientId) -> Claim {
         let now = self.virtual_time;
+        let earliest = now - CREDIT.as_secs_f64();
         let at = self.clients.iter().position(|known| known.id == client).unwrap_or_else(|| {
-            let new = Client { id: client, virtual_time: now, held: 0, tickets: VecDeque::new() };
+            let new = Client { id: client, virtual_time: earliest, held: 0, tickets: VecDeque::new() };
             self.clients.push(new);
             self.clients.len() - 1
         });
         let client = &mut self.clients[at];
         if client.held == 0 && client.tickets.is_empty() {
-            // What it did not ask for in the past it cannot ask for now.
-            client.virtual_time = client.virtual_time.max(now);
+            // What it did not ask for in the past it cannot ask for now, but for a little.
+            client.virtual_time = client.virtual_time.max(earliest);
         }
         if self.free > 0 {
             self.free -= 1;
@@ -117,9 +119,10 @@ impl Arbiter {
         if granted.is_none() {
             self.free += 1;
         }
-        let now = self.virtual_time;
+        // Who has all the credit there is needs not be known.
+        let earliest = self.virtual_time - CREDIT.as_secs_f64();
         self.clients
-            .retain(|client| client.held > 0 || !client.tickets.is_empty() || client.virtual_time > now);
+            .retain(|client| client.held > 0 || !client.tickets.is_empty() || client.virtual_time > earliest);
         granted
     }
 }
@@ -381,7 +384,30 @@ mod tests {
         let Claim::Wait(second) = arbiter.claim(old) else { panic!("there is one slot") };
         assert_eq!(arbiter.release(old, 1.0, MS), Some(first));
         assert!(matches!(arbiter.claim(new), Claim::Wait(_)));
-        assert_eq!(arbiter.release(new, 1.0, 5 * MS), Some(second), "not after another ten minutes");
+        assert_eq!(arbiter.release(new, 1.0, CREDIT + 5 * MS), Some(second), "not after another ten minutes");
+    }
+
+    #[test]
+    fn who_comes_now_and_then_goes_first_for_a_while_and_no_longer() {
+        let mut arbiter = Arbiter::new(1);
+        let (greedy, modest) = (ClientId(0), ClientId(1));
+        assert_eq!(arbiter.claim(greedy), Claim::Granted);
+        arbiter.charge(greedy, 1.0, 60_000 * MS);
+        let Claim::Wait(_) = arbiter.claim(modest) else { panic!("there is one slot") };
+        let (mut holder, mut in_a_row) = (greedy, 0);
+        loop {
+            // Both always want the slot.
+            let _ = arbiter.claim(holder);
+            let before = arbiter.clients.iter().find(|client| client.id == modest).unwrap().tickets.len();
+            arbiter.release(holder, 1.0, 10 * MS);
+            let after = arbiter.clients.iter().find(|client| client.id == modest).unwrap().tickets.len();
+            if after == before {
+                break;
+            }
+            (holder, in_a_row) = (modest, in_a_row + 1);
+        }
+        assert!((10..=12).contains(&in_a_row), "{in_a_row} batches of 10 ms: the credit, not the minute");
+        assert!(arbiter.clients.len() == 2);
     }
 
     proptest! {

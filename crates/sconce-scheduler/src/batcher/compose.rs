@@ -2,7 +2,7 @@
 
 use super::level::TenantLine;
 use super::{Batcher, Dispatch, PATIENCE, RIVALRY, WINDOW, Waiting, due};
-use crate::cost::Work;
+use crate::cost::{Work, duration};
 use crate::entry::{Entry, Priority};
 use crate::line::Key;
 use sconce_core::CloseReason;
@@ -10,6 +10,11 @@ use std::time::{Duration, Instant};
 
 /// What has waited for long gets this part of all rows.
 const PATIENT_PART: f64 = 0.25;
+/// While others want the device, a batch is long enough when what any batch takes, however small, is this part of its time: a longer
+/// one would gain no more than that.
+const OVERHEAD: f64 = 0.05;
+/// The same for requests of several tenants in one batch: each waits for the others'.
+const OVERHEAD_TOGETHER: f64 = 0.1;
 /// Waits below this, in seconds, say nothing about how good expectations are.
 const MIN_WAIT: f64 = 1e-3;
 
@@ -20,7 +25,7 @@ struct Draft<T> {
     longest: usize,
     /// The earliest deadline of those that can meet theirs.
     deadline: Option<Instant>,
-    quantum: Option<Duration>,
+    quantum: Option<Quantum>,
     /// By level and tenant, the last of the line's requests that did not fit, all of those before it included.
     passed: Option<(usize, u32, Key)>,
     /// Why the first request that did not fit did not.
@@ -43,6 +48,15 @@ impl<T> Draft<T> {
     }
 }
 
+/// How long a batch may be while others want the device.
+#[derive(Clone, Copy)]
+struct Quantum {
+    /// Of one tenant.
+    own: Duration,
+    /// Of several.
+    together: Duration,
+}
+
 enum Next {
     Fits(usize),
     Drop(usize),
@@ -60,7 +74,7 @@ impl<T> Batcher<T> {
             work: Work::default(),
             longest: 0,
             deadline: None,
-            quantum: (contested || rivals).then_some(self.policy.quantum),
+            quantum: (contested || rivals).then(|| self.quantum()),
             passed: None,
             reason: None,
             waits: [(0.0, 0.0); Priority::LEVELS],
@@ -96,8 +110,8 @@ impl<T> Batcher<T> {
         };
         if !draft.entries.is_empty() {
             self.next_batch += 1;
-            let most = PATIENT_PART * self.policy.max_rows as f64;
-            self.patient_rows = (self.patient_rows + PATIENT_PART * draft.work.rows as f64).min(most);
+            let part = PATIENT_PART * draft.work.rows as f64;
+            self.patient_rows = (self.patient_rows + part).min(part);
             let takes = self.cost.estimate(draft.work).unwrap_or_default();
             self.running.push((id, now + takes));
         }
@@ -105,6 +119,16 @@ impl<T> Batcher<T> {
             self.learn_pace(&draft.waits);
         }
         Dispatch { id, entries: draft.entries, dropped, shed, reason, queue_depth }
+    }
+
+    /// As long as longer batches would gain something, and no longer than the policy says.
+    fn quantum(&self) -> Quantum {
+        let most = self.policy.quantum;
+        if !self.cost.is_certain() {
+            return Quantum { own: most, together: most };
+        }
+        let enough = |overhead| most.min(duration(self.cost.report().batch_seconds / overhead));
+        Quantum { own: enough(OVERHEAD), together: enough(OVERHEAD_TOGETHER) }
     }
 
     /// What has waited for long goes first, up to a part of all rows: with batches of one row, into each fourth.
@@ -119,7 +143,10 @@ impl<T> Batcher<T> {
             && let Some(&(seq, slot)) = self.arrivals.front()
         {
             if let Some(waiting) = self.arrival(seq, slot) {
-                if now.saturating_duration_since(waiting.entry.queued_at) < PATIENCE {
+                // Whoever waits behind its like has its share: only better priorities can starve it.
+                let better = self.levels.get(..waiting.entry.priority.level() - 1);
+                let is_behind = better.is_some_and(|levels| levels.iter().any(|level| level.work.rows > 0));
+                if !is_behind || now.saturating_duration_since(waiting.entry.queued_at) < PATIENCE {
                     break;
                 }
                 if self.is_gone(now, waiting, abandoned) {
@@ -219,8 +246,10 @@ impl<T> Batcher<T> {
         if deadline.is_some_and(|at| self.cost.upper(merged).is_some_and(|takes| now + takes > at)) {
             return Some(CloseReason::Deadline);
         }
-        let is_long = |quantum| self.cost.estimate(merged).is_some_and(|takes| takes > quantum);
-        draft.quantum.is_some_and(is_long).then_some(CloseReason::Quantum)
+        let quantum = draft.quantum?;
+        let is_mixed = draft.entries.iter().any(|entry| entry.tenant.id != waiting.entry.tenant.id);
+        let most = if is_mixed { quantum.together } else { quantum.own };
+        self.cost.estimate(merged).is_some_and(|takes| takes > most).then_some(CloseReason::Quantum)
     }
 
     fn merged(&self, draft: &Draft<T>, waiting: &Waiting<T>) -> Work {

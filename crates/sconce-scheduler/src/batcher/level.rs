@@ -1,3 +1,4 @@
+use super::CREDIT;
 use crate::cost::Work;
 use crate::line::Line;
 
@@ -24,18 +25,23 @@ pub(super) struct TenantLine {
 impl Level {
     /// The line of a tenant; a new one begins where the others are.
     pub(super) fn line(&mut self, tenant: u32, make: impl FnOnce() -> TenantLine) -> &mut TenantLine {
-        let clock = self.virtual_time;
-        let empty = |line: &TenantLine| line.line.is_empty() && line.virtual_time <= clock;
+        let earliest = self.earliest();
+        let empty = |line: &TenantLine| line.line.is_empty() && line.virtual_time <= earliest;
         let at = self.lines.iter().position(|line| line.id == tenant);
         let at = at.or_else(|| self.lines.iter().position(empty)).unwrap_or_else(|| {
-            self.lines.push(make());
+            self.lines.push(TenantLine { virtual_time: earliest, ..make() });
             self.lines.len() - 1
         });
         let line = &mut self.lines[at];
         if line.line.is_empty() {
-            let behind = if line.id == tenant { line.virtual_time } else { 0.0 };
-            (line.id, line.virtual_time) = (tenant, self.virtual_time.max(behind));
+            let had = if line.id == tenant { line.virtual_time } else { earliest };
+            (line.id, line.virtual_time) = (tenant, had.max(earliest));
         }
         line
+    }
+
+    /// Where a tenant begins that was not there of late: it did not ask for what it could have had, and may ask for a little of it.
+    pub(super) fn earliest(&self) -> f64 {
+        self.virtual_time - CREDIT.as_secs_f64()
     }
 }

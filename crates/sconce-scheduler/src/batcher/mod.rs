@@ -27,7 +27,8 @@ pub struct BatchPolicy {
     pub queue_depth: usize,
     /// What requests may wait at most while more come than can be answered. Zero: until the queue is full.
     pub queue_target: Duration,
-    /// The most time a batch of several requests should take while another tenant, or another model of the device, is active.
+    /// The most time a batch of several requests should take while another tenant, or another model of the device, is active. It is
+    /// shorter where longer ones would gain little.
     pub quantum: Duration,
     /// Whether the backend pads each row to a batch's longest.
     pub is_padded: bool,
@@ -86,7 +87,7 @@ pub struct Dispatch<T> {
 /// - What has waited for [`PATIENCE`] gets a part of all rows, whatever its priority: nothing starves.
 /// - A request that does not fit lets the next ones pass that do, and is the first of the next batch.
 /// - A batch does not grow beyond what lets each of its requests answer in time, nor, while others want the device, beyond a
-///   quantum of time.
+///   quantum of time, nor beyond what is worth its while.
 /// - What cannot be answered in time is refused when it comes ([`Refusal`]), by what batches took so far ([`CostModel`]).
 #[derive(Debug)]
 pub struct Batcher<T> {
@@ -99,9 +100,9 @@ pub struct Batcher<T> {
     arrivals: VecDeque<(u64, usize)>,
     next_seq: u64,
     next_batch: u64,
-    /// Of all that waits.
     /// When the first request came: keys count from there.
     epoch: Option<Instant>,
+    /// Of all that waits.
     work: Work,
     cost: CostModel,
     /// By priority: requests wait longer for being overtaken, and those who overtake must not be taken to.
@@ -129,6 +130,9 @@ const UNHURRIED: Duration = Duration::from_secs(10);
 const WINDOW: usize = 64;
 /// For how long someone who came counts as still there.
 pub(crate) const RIVALRY: Duration = Duration::from_secs(1);
+/// Of the time that a tenant, or a model, could have had and did not ask for, it may ask for this much later, over its weight: what comes
+/// now and then need not take turns with what always comes ("Borrowed-virtual-time scheduling", Duda, Cheriton 1999).
+pub(crate) const CREDIT: Duration = Duration::from_millis(100);
 const MAX_SPARE: usize = 64;
 
 #[derive(Debug)]
@@ -136,11 +140,11 @@ struct Waiting<T> {
     entry: Entry<T>,
     seq: u64,
     work: Work,
+    key: Key,
     /// How many seconds it should wait if all goes as the cost model says.
     expected: f64,
 }
 
-    key: Key,
 /// The part of a request's time for what is not seen here: its way here and back, a core that is taken away.
 const ON_ITS_WAY: f64 = 0.1;
 
@@ -161,11 +165,11 @@ impl<T> Batcher<T> {
             arrivals: VecDeque::new(),
             next_seq: 0,
             next_batch: 1,
+            epoch: None,
             work: Work::default(),
             cost: CostModel::default(),
             paces: std::array::from_fn(|_| Pace::default()),
             running: Vec::with_capacity(instances),
-            epoch: None,
             standing_since: None,
             next_probe: None,
             tenant: 0,
@@ -205,10 +209,6 @@ impl<T> Batcher<T> {
         self.cost.observe(work, time);
     }
 
-    /// Adds a request, or gives it back with the reason. In a full queue it may take the place of one of a lower priority, which
-    /// is returned.
-    ///
-    /// # Errors
     /// Where a request belongs in its line. Deadlines that were over when the first request came are all alike.
     fn key(&self, entry: &Entry<T>, seq: u64) -> Key {
         let at = entry.deadline.unwrap_or(entry.queued_at + UNHURRIED);
@@ -216,6 +216,10 @@ impl<T> Batcher<T> {
         (after.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(after.subsec_nanos())), seq)
     }
 
+    /// Adds a request, or gives it back with the reason. In a full queue it may take the place of one of a lower priority, which
+    /// is returned.
+    ///
+    /// # Errors
     /// [`Refusal`].
     pub fn push(&mut self, now: Instant, entry: Entry<T>) -> Result<Option<Entry<T>>, (Refusal, Entry<T>)> {
         let seq = self.next_seq;
@@ -316,12 +320,12 @@ impl<T> Batcher<T> {
         let level = self.levels.get_mut(entry.priority.level() - 1)?;
         level.work.take(work);
         let at = level.lines.iter().position(|line| line.id == entry.tenant.id)?;
-        let (clock, lines) = (level.virtual_time, level.lines.len());
+        let (earliest, lines) = (level.earliest(), level.lines.len());
         let line = level.lines.get_mut(at)?;
         line.line.remove(key);
         // The last tenant's line stays: mostly there is only one. So does one that had more than its share, until the others had.
-        if line.line.is_empty() && lines > 1 && line.virtual_time <= clock {
-            let line = TenantLine { virtual_time: 0.0, ..level.lines.swap_remove(at) };
+        if line.line.is_empty() && lines > 1 && line.virtual_time <= earliest {
+            let line = level.lines.swap_remove(at);
             if self.spare.len() < MAX_SPARE {
                 self.spare.push(line);
             }

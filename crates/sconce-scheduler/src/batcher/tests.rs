@@ -21,9 +21,13 @@ fn entry(ticket: u32, rows: usize, at: Instant) -> Entry<u32> {
 
 /// A batcher that has learned that a batch takes a millisecond, and each row ten.
 fn learned(policy: BatchPolicy) -> Batcher<u32> {
+    learned_that(policy, MS, 10 * MS)
+}
+
+fn learned_that(policy: BatchPolicy, batch: Duration, row: Duration) -> Batcher<u32> {
     let mut batcher = Batcher::new(policy, 1);
     for rows in (1..=8).cycle().take(200) {
-        batcher.observe(Work { rows, tokens: 0 }, MS + 10 * MS * rows as u32);
+        batcher.observe(Work { rows, tokens: 0 }, batch + row * rows as u32);
     }
     batcher
 }
@@ -312,26 +316,67 @@ fn tenants_share_by_weight_whatever_they_ask_for() {
     assert!((90..=106).contains(&rows[1]), "{rows:?}");
 }
 
+fn fill(batcher: &mut Batcher<u32>, now: Instant, requests: u32, tenant: Tenant) {
+    for ticket in 0..requests {
+        batcher.push(now, Entry { tenant, ..entry(ticket, 1, now) }).unwrap();
+    }
+}
+
 #[test]
 fn a_batch_is_short_while_others_want_the_device() {
     let now = Instant::now();
-    let fill = |batcher: &mut Batcher<u32>, tenant| {
-        for ticket in 0..4 {
-            batcher.push(now, Entry { tenant, ..entry(ticket, 1, now) }).unwrap();
-        }
-    };
-    let policy = BatchPolicy { quantum: 25 * MS, ..POLICY };
-    let mut batcher = learned(policy.clone());
-    fill(&mut batcher, Tenant::default());
+    // Each batch takes 8 ms: the longer the better, were nobody else there.
+    let policy = BatchPolicy { quantum: 30 * MS, ..POLICY };
+    let learned = || learned_that(policy.clone(), 8 * MS, 10 * MS);
+    let mut batcher = learned();
+    fill(&mut batcher, now, 4, Tenant::default());
     let batch = batcher.take(now, true, |_| false);
     assert_eq!((batch.entries.len(), batch.reason), (2, CloseReason::Quantum), "another model");
-    let mut batcher = learned(policy.clone());
-    fill(&mut batcher, Tenant::default());
-    fill(&mut batcher, Tenant { id: 7, weight: 1.0 });
+    let mut batcher = learned();
+    fill(&mut batcher, now, 4, Tenant::default());
+    fill(&mut batcher, now, 4, Tenant { id: 7, weight: 1.0 });
     let batch = batcher.take(now, false, |_| false);
     assert_eq!((batch.entries.len(), batch.reason), (2, CloseReason::Quantum), "another tenant");
     let batch = batcher.take(now + RIVALRY, false, |_| false);
     assert_eq!((batch.entries.len(), batch.reason), (4, CloseReason::Full), "nobody else of late");
+}
+
+#[test]
+fn a_batch_is_no_longer_than_worth_its_while_when_others_want_the_device() {
+    let now = Instant::now();
+    let policy = BatchPolicy { quantum: 1000 * MS, max_rows: 64, ..POLICY };
+    let rows = |batch: Duration, row: Duration, contested, tenants: u32| {
+        let mut batcher = learned_that(policy.clone(), batch, row);
+        (0..tenants).for_each(|id| fill(&mut batcher, now, 20, Tenant { id, weight: 1.0 }));
+        batcher.take(now, contested, |_| false).entries.len()
+    };
+    assert_eq!(rows(MS, 10 * MS, false, 1), 20, "nobody else");
+    assert_eq!(rows(MS / 10, 10 * MS, true, 1), 1, "a batch saves a hundredth");
+    assert_eq!(rows(4 * MS, 10 * MS, true, 1), 7, "80 ms, of which 4 are 5 %");
+    assert_eq!(rows(50 * MS, MS, true, 1), 20, "what a batch takes however small is nearly all of it");
+    assert_eq!(rows(4 * MS, 10 * MS, true, 2), 3, "two tenants in one batch: 40 ms");
+    assert_eq!(rows(2 * MS, 20 * MS, true, 2), 1, "each tenant's go alone");
+    assert_eq!(rows(50 * MS, MS, true, 2), 40, "on a device where company costs nothing, together");
+}
+
+#[test]
+fn a_tenant_that_comes_now_and_then_goes_first_for_a_while_and_no_longer() {
+    let now = Instant::now();
+    let mut batcher = learned(BatchPolicy { max_rows: 1, ..POLICY });
+    let tenant = |id| Tenant { id, weight: 1.0 };
+    let served = |batcher: &mut Batcher<u32>| {
+        let batch = batcher.take(now, false, |_| false);
+        batcher.finished(batch.id, Work::default(), None);
+        batch.entries[0].tenant.id
+    };
+    fill(&mut batcher, now, 70, tenant(1));
+    (0..30).for_each(|_| assert_eq!(served(&mut batcher), 1));
+    fill(&mut batcher, now, 30, tenant(2));
+    let order: Vec<u32> = (0..40).map(|_| served(&mut batcher)).collect();
+    let first = order.iter().take_while(|id| **id == 2).count();
+    assert!((10..=12).contains(&first), "100 ms, at 10 a request: {order:?}");
+    let rest = order[first..].iter().filter(|id| **id == 2).count();
+    assert!(rest.abs_diff((40 - first) / 2) <= 1, "then in turns: {order:?}");
 }
 
 #[test]
