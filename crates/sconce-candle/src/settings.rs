@@ -124,6 +124,8 @@ pub struct ModelSettings {
     pub data_policy: DataPolicy,
     /// The share of its requests that is logged, 0 to 1. Default what the server says.
     pub prediction_log: Option<f64>,
+    /// The share of its predictions that is noted for feedback, 0 to 1. Default what the server says.
+    pub feedback: Option<f64>,
     /// The classes' names, if given.
     pub labels: Option<Vec<String>>,
     /// Figures about the model, such as its accuracy, by name.
@@ -170,6 +172,7 @@ impl ModelSettings {
             response_cache: None,
             data_policy: DataPolicy::default(),
             prediction_log: None,
+            feedback: None,
             labels: None,
             metrics: BTreeMap::new(),
         }
@@ -187,6 +190,7 @@ impl ModelSettings {
         }
         settings.data_policy = read_policy(keys, problems);
         settings.prediction_log = read_share("prediction_log", "sample", keys, problems);
+        settings.feedback = read_share("feedback", "sample", keys, problems);
         // The rest is about running a model, which an ensemble leaves to its steps; answers are kept a step at a time as well,
         // for other versions may answer the next request.
         if family == Family::Ensemble {

@@ -1,4 +1,5 @@
-//! Typed client of the Open Inference Protocol over gRPC, and of Sconce's registry of models and its traffic.
+//! Typed client of the Open Inference Protocol over gRPC, and of Sconce's registry of models, its traffic and
+//! its feedback.
 //!
 //! ```no_run
 //! # async fn example() -> sconce_client::Result<()> {
@@ -17,6 +18,7 @@ mod caller;
 mod client;
 pub mod contents;
 mod error;
+mod feedback;
 mod health;
 mod registry;
 mod request;
@@ -28,6 +30,7 @@ mod upload;
 
 pub use client::{Client, LogSetting, Options};
 pub use error::{Error, Result};
+pub use feedback::FeedbackClient;
 pub use health::HealthClient;
 pub use registry::{Items, RegistryClient};
 pub use request::InferRequest;

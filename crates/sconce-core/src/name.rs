@@ -109,14 +109,35 @@ impl<'de> Deserialize<'de> for ModelVersion {
 }
 
 /// One prediction's identity, born at the front door and returned with the answer: a UUIDv7, so ids sort by time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PredictionId(uuid::Uuid);
 
 impl PredictionId {
+    /// Bytes of an id as text.
+    pub const TEXT_BYTES: usize = 36;
+
     /// A new id, stamped with the wall clock.
     #[expect(clippy::new_without_default, reason = "every call gives another id; a default would hide that")]
     pub fn new() -> Self {
         Self(uuid::Uuid::now_v7())
+    }
+
+    /// The id that `text` is: hexadecimal digits in five groups, as an answer says it. `None` for what cannot be one.
+    pub fn parse(text: &str) -> Option<Self> {
+        let id = uuid::Uuid::try_parse(text).ok()?;
+        (text.len() == Self::TEXT_BYTES && id.get_version() == Some(uuid::Version::SortRand))
+            .then_some(Self(id))
+    }
+
+    /// When it was given, in milliseconds since 1970.
+    pub fn at_ms(self) -> u64 {
+        u64::try_from(self.0.as_u128() >> 80).unwrap_or_default()
+    }
+
+    /// What the text of every id of this millisecond or a later one comes behind, and that of an earlier one before.
+    pub fn first_at(ms: u64) -> String {
+        let ms = ms.min((1 << 48) - 1);
+        format!("{:08x}-{:04x}", ms >> 16, ms & 0xffff)
     }
 
     /// A number from 0 up to 1 that is drawn with the id and is always the same for it: whatever takes the predictions below some
@@ -160,6 +181,26 @@ mod tests {
     fn a_refusal_of_a_long_name_is_short() {
         let message = ModelName::new(&"x".repeat(10_000)).unwrap_err().to_string();
         assert!(message.len() < 300, "{message}");
+    }
+
+    #[test]
+    fn ids_are_read_back_and_sort_by_time() {
+        let id = PredictionId::new();
+        let text = id.to_string();
+        assert_eq!((PredictionId::parse(&text), text.len()), (Some(id), PredictionId::TEXT_BYTES));
+        let known = PredictionId::parse("01a203af-d337-741e-a1ed-2c41e7f0794b").unwrap();
+        assert_eq!(known.at_ms(), 0x01a2_03af_d337);
+        let first = PredictionId::first_at(known.at_ms());
+        assert!(known.to_string() > first && known.to_string() < PredictionId::first_at(known.at_ms() + 1));
+        assert!(known < id && PredictionId::first_at(u64::MAX) == "ffffffff-ffff");
+        let other_forms = [
+            "",
+            "01a203afd337741ea1ed2c41e7f0794b",
+            "{01a203af-d337-741e-a1ed-2c41e7f0794b}",
+            "01a203af-d337-441e-a1ed-2c41e7f0794b",
+            "01a203af-d337-741e-a1ed-2c41e7f0794g",
+        ];
+        assert!(other_forms.iter().all(|text| PredictionId::parse(text).is_none()));
     }
 
     #[test]

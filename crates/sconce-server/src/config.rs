@@ -1,9 +1,11 @@
 //! The server's configuration: a TOML file, `SCONCE__*` environment variables over it, command-line flags over both.
 //! Validated whole before a port is bound; every problem is reported at once.
 
+mod feedback;
 mod prediction_log;
 mod traces;
 
+pub use feedback::Feedback;
 pub use prediction_log::PredictionLog;
 pub use traces::{Metrics, Traces};
 
@@ -60,6 +62,8 @@ pub struct ServerConfig {
     pub metrics: Metrics,
     /// Where predictions are logged.
     pub prediction_log: PredictionLog,
+    /// What is noted of predictions, and how long feedback stays.
+    pub feedback: Feedback,
 }
 
 /// Bounds on what callers can make the server hold. Over them a call gets RESOURCE_EXHAUSTED.
@@ -119,6 +123,7 @@ impl Default for ServerConfig {
             traces: Traces::default(),
             metrics: Metrics::default(),
             prediction_log: PredictionLog::default(),
+            feedback: Feedback::default(),
         }
     }
 }
@@ -287,6 +292,7 @@ impl ServerConfig {
         }
         self.traces.check(&mut check);
         self.prediction_log.check(&mut check);
+        self.feedback.check(&mut check);
         problems
     }
 }

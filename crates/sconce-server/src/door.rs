@@ -3,6 +3,7 @@
 use crate::config::{Limits, Metrics, ServerConfig};
 use crate::content::Content;
 use crate::dispatch::PreparePool;
+use crate::feedback::Exposures;
 use crate::models::{Account, Models, Said, State, UNLOADED};
 use crate::objectives::{Report, TICK, Watch};
 use crate::predictions::PredictionLog;
@@ -11,8 +12,10 @@ use crate::shadow::Lane;
 use crate::tenants::TenantTable;
 use crate::traffic::{LiveRoute, Variant};
 use sconce_core::{ByteBudget, DeviceId, Error, ModelName, Result};
+use sconce_registry::Topic;
 use sconce_telemetry::metrics::{
-    DeviceMemory, ModelInfo, ModelSample, RuntimeSample, Scrape, ServerSample, ShadowSample, VariantSample,
+    DeviceMemory, FeedbackSample, JournalSample, ModelInfo, ModelSample, RuntimeSample, Scrape, ServerSample,
+    ShadowSample, VariantSample,
 };
 use sconce_telemetry::traces::Recorder;
 use std::sync::Arc;
@@ -48,6 +51,17 @@ pub(crate) struct Door {
     /// How models keep what is expected of them.
     objectives: Watch,
     pub(crate) predictions: Arc<PredictionLog>,
+    /// Where it is noted which variant made a prediction; `None` without a registry.
+    pub(crate) exposures: Option<Arc<Exposures>>,
+    pub(crate) outcomes: Outcomes,
+}
+
+/// Outcomes that were recorded, and what they were.
+#[derive(Debug, Default)]
+pub(crate) struct Outcomes {
+    pub(crate) recorded: AtomicU64,
+    pub(crate) replaced: AtomicU64,
+    pub(crate) unknown: AtomicU64,
 }
 
 /// What was refused before any model was known, by the bound it met.
@@ -78,6 +92,7 @@ impl Door {
         health: HealthReporter,
         recorder: Arc<Recorder>,
         predictions: Arc<PredictionLog>,
+        exposures: Option<Arc<Exposures>>,
     ) -> Self {
         let limits = config.limits.clone();
         Self {
@@ -98,6 +113,8 @@ impl Door {
             started_at: Instant::now(),
             objectives: Watch::new(config.objectives.clone()),
             predictions,
+            exposures,
+            outcomes: Outcomes::default(),
         }
     }
 
@@ -164,6 +181,23 @@ impl Door {
             tick.tick().await;
             self.objectives();
         }
+    }
+
+    /// Exposures, outcomes, and the journal that keeps both.
+    fn feedback(&self) -> Option<FeedbackSample> {
+        let exposures = self.exposures.as_ref()?.sample();
+        let journal = self.models.registry().ok()?.journal();
+        let topic = |(topic, name)| {
+            let stats = journal.stats(topic);
+            let removed = (stats.expired, stats.evicted);
+            JournalSample { topic: name, entries: stats.entries, bytes: stats.bytes, removed }
+        };
+        let topics = [(Topic::Exposures, "exposures"), (Topic::Feedback, "feedback")];
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Outcomes { recorded, replaced, unknown } = &self.outcomes;
+        let outcomes =
+            [("recorded", count(recorded)), ("replaced", count(replaced)), ("unknown", count(unknown))];
+        Some(FeedbackSample { exposures, outcomes: outcomes.to_vec(), journal: topics.map(topic).to_vec() })
     }
 
     fn variants(&self) -> Vec<VariantSample> {
@@ -263,6 +297,7 @@ impl Door {
             shadows: self.shadows(),
             recorder: self.recorder.sample(),
             prediction_log: self.predictions.sinks(),
+            feedback: self.feedback(),
             process,
             runtime: RuntimeSample {
                 workers: runtime.num_workers(),

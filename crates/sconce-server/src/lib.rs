@@ -9,6 +9,7 @@ mod content;
 mod dispatch;
 mod door;
 mod ensemble;
+mod feedback;
 mod grpc;
 mod http;
 mod models;
@@ -19,18 +20,21 @@ mod predictions;
 mod process;
 mod remote;
 mod shadow;
+mod sink;
 mod tenants;
 mod traffic;
 
 pub use sconce_telemetry::logs;
 
 pub use config::{
-    ConfigError, Limits, Log, Metrics, PredictionLog as PredictionLogConfig, Scheduling, ServerConfig, Traces,
+    ConfigError, Feedback as FeedbackConfig, Limits, Log, Metrics, PredictionLog as PredictionLogConfig,
+    Scheduling, ServerConfig, Traces,
 };
 pub use objectives::{ModelObjectives, Objectives};
 pub use tenants::{Quota, Tenants};
 
 use door::Door;
+use feedback::Exposures;
 use grpc::{Listener, Role};
 use models::{Loader, Models, RemoteAccess};
 use predictions::PredictionLog;
@@ -91,6 +95,9 @@ pub enum StartError {
     /// The prediction log cannot be opened.
     #[error("prediction_log.dir: the log cannot be opened")]
     PredictionLog(#[source] io::Error),
+    /// A thread cannot be had.
+    #[error("a thread cannot be started")]
+    Thread(#[source] io::Error),
     /// What is kept of requests cannot be recorded.
     #[error(transparent)]
     Traces(#[from] traces::StartError),
@@ -124,6 +131,16 @@ impl Server {
         let opened = tokio::task::spawn_blocking(move || PredictionLog::open(&settings)).await;
         let opened = opened.map_err(|error| Error::internal("opening panicked").with_source(error))?;
         let predictions = opened.map_err(StartError::PredictionLog)?;
+        let exposures = match &registry {
+            None => None,
+            Some(registry) => {
+                config.feedback.apply(registry.journal());
+                Some(
+                    Exposures::start(config.feedback.sample, Arc::clone(registry))
+                        .map_err(StartError::Thread)?,
+                )
+            }
+        };
         let loader = Loader::new(device, Duration::from_millis(config.scheduling.quantum_ms));
         let shadows = shadow::Shadows::start()?;
         let remotes = RemoteAccess {
@@ -134,7 +151,7 @@ impl Server {
         let models = Models::new(root, &config.builtin, loader, &memory, registry, shadows, remotes);
         let models = Arc::new(models);
         let (health, health_service) = tonic_health::server::health_reporter();
-        let door = Arc::new(Door::new(&config, models, health, recorder, predictions));
+        let door = Arc::new(Door::new(&config, models, health, recorder, predictions, exposures));
         door.report_health().await;
         let inference = Listener::new(
             Arc::clone(&door),
@@ -207,6 +224,9 @@ impl Server {
         self.door.models.close().await;
         self.door.recorder.shutdown().await;
         self.door.predictions.shutdown().await;
+        if let Some(exposures) = &self.door.exposures {
+            exposures.shutdown().await;
+        }
     }
 }
 

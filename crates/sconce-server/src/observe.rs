@@ -1,5 +1,6 @@
 //! What is known of a request, from its arrival until its answer has left.
 
+use crate::feedback;
 use crate::objectives::Ends;
 use crate::predictions::Draft;
 use crate::shadow::Offer;
@@ -22,6 +23,8 @@ pub(crate) struct Observation {
     pub(crate) offer: Option<Box<Offer>>,
     /// What the prediction log gets of it.
     pub(crate) draft: Option<Box<Draft>>,
+    /// What is noted of it, for feedback to be joined with.
+    pub(crate) exposure: Option<Box<feedback::Draft>>,
 }
 
 impl Observation {
@@ -32,7 +35,15 @@ impl Observation {
         arrived_at: Instant,
     ) -> Self {
         let observed = Observed::new(trace, method, arrived_at);
-        Self { recorder: Arc::clone(recorder), observed, ended: false, ends: None, offer: None, draft: None }
+        Self {
+            recorder: Arc::clone(recorder),
+            observed,
+            ended: false,
+            ends: None,
+            offer: None,
+            draft: None,
+            exposure: None,
+        }
     }
 
     /// The request failed.
@@ -76,6 +87,9 @@ impl Drop for Observation {
         }
         if let Some(draft) = self.draft.take() {
             draft.offer(&self.observed);
+        }
+        if let Some(exposure) = self.exposure.take() {
+            exposure.offer(&self.observed);
         }
         if let Some(offer) = self.offer.take().filter(|_| self.observed.code.is_none()) {
             offer.make(&self.recorder, &self.observed);

@@ -1,6 +1,6 @@
 use crate::Failure;
 use sconce_client::control_proto as pb;
-use sconce_client::{Code, HealthClient, Options, RegistryClient, Result, TrafficClient};
+use sconce_client::{Code, FeedbackClient, HealthClient, Options, RegistryClient, Result, TrafficClient};
 use serde_json::Value;
 
 /// Their own heading: they are the same of every command.
@@ -36,6 +36,11 @@ impl Control {
     /// The server's health.
     pub(crate) async fn health(&self) -> Result<HealthClient, Failure> {
         Ok(HealthClient::connect(&self.admin, Options::default()).await.map_err(unreachable)?)
+    }
+
+    /// The server's feedback.
+    pub(crate) async fn feedback(&self) -> Result<FeedbackClient, Failure> {
+        Ok(FeedbackClient::connect(&self.admin, Options::default()).await.map_err(unreachable)?)
     }
 
     fn actor(&self) -> String {

@@ -10,6 +10,7 @@ mod audit;
 mod control;
 mod demo;
 mod drift;
+mod feedback;
 mod health;
 mod infer;
 mod model;
@@ -56,6 +57,8 @@ enum Command {
     Traffic(traffic::Args),
     /// Let a version see a model's requests without answering any, and say how it compares
     Shadow(shadow::Args),
+    /// Record what turned out to be true of predictions, and list it beside them
+    Feedback(feedback::Args),
     /// Say how a running server and its models are, and what somebody should look at
     Health(health::Args),
     /// Make references for what is watched of a model
@@ -96,6 +99,7 @@ fn main() -> ExitCode {
         Command::Model(args) => model::run(args),
         Command::Traffic(args) => traffic::run(args),
         Command::Shadow(args) => shadow::run(args),
+        Command::Feedback(args) => feedback::run(args),
         Command::Health(args) => health::run(args),
         Command::Monitor { command: drift::Monitors::Fit(args) } => drift::fit(&args),
         Command::Drift { command: drift::Drifts::Compare(args) } => {

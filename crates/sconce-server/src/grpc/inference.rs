@@ -282,6 +282,9 @@ async fn infer_by(
     observation.target = Some(Arc::clone(&served.observed_as));
     observation.prediction_id = Some(prediction_id);
     observation.draft = door.predictions.draft(served, prediction_id);
+    let exposures = door.exposures.as_ref();
+    observation.exposure =
+        exposures.and_then(|exposures| exposures.draft(served, decided.as_deref(), prediction_id));
     let count = |error: &Error| served.count_failure(error, arrived_at.elapsed());
     let is_large = reservation.bytes() > INLINE_MESSAGE_BYTES;
     // Whoever works on the request holds its reservation, also when nobody waits for it any more.
@@ -309,6 +312,9 @@ async fn infer_by(
     let (output, reservation) = dispatch::infer(&door.models, served, job, observation).await?;
     if let Some(draft) = &mut observation.draft {
         draft.answered(&door.content, served, &output.tensors);
+    }
+    if let Some(exposure) = &mut observation.exposure {
+        exposure.answered(&door.content, served, &output);
     }
     if let Some((lanes, tensors, bytes)) = shadowed {
         let asked = Asked::new(served, tensors, &output, prediction_id, bytes);

@@ -41,12 +41,7 @@ pub(crate) struct Info {
 
 impl Info {
     fn control_only(&self, call: &str) -> Result<(), Status> {
-        match &self.role {
-            Role::Control => Ok(()),
-            Role::Inference { control } => {
-                Err(Status::permission_denied(format!("{call} is served on the control listener, {control}")))
-            }
-        }
+        super::control_only(&self.role, call)
     }
 
     /// A version whose signature is asked for: loaded, if it is not in memory.

@@ -3,6 +3,7 @@
 mod call;
 mod control;
 pub(crate) mod convert;
+mod feedback;
 mod frames;
 mod health;
 mod inference;
@@ -26,6 +27,7 @@ use info::Info;
 use sconce_core::{Error, ErrorCode};
 use sconce_proto::FILE_DESCRIPTOR_SET;
 use sconce_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
+use sconce_proto::sconce::feedback_server::FeedbackServer;
 use sconce_proto::sconce::health_server::HealthServer as HealthReportServer;
 use sconce_proto::sconce::registry_server::RegistryServer;
 use sconce_proto::sconce::traffic_server::TrafficServer;
@@ -90,6 +92,16 @@ const LOOK_AT_ANSWERS: Duration = Duration::from_secs(10);
 /// A peer that does not answer a ping within twice this is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
+/// Refuses a control call on a listener that has none, and says where it belongs.
+fn control_only(role: &Role, call: &str) -> Result<(), Status> {
+    match role {
+        Role::Control => Ok(()),
+        Role::Inference { control } => {
+            Err(Status::permission_denied(format!("{call} is served on the control listener, {control}")))
+        }
+    }
+}
+
 impl Listener {
     pub(crate) fn new(
         door: Arc<Door>,
@@ -107,7 +119,8 @@ impl Listener {
             // A load may carry files.
             service = service.max_decoding_message_size(door.limits.max_message_bytes);
         }
-        let mut routes = Routes::new(service);
+        let feedback = feedback::Feedback::new(Arc::clone(&door), role.clone());
+        let mut routes = Routes::new(service).add_service(FeedbackServer::new(feedback));
         if matches!(role, Role::Control) {
             let control = registry::Control::new(Arc::clone(&door));
             routes = routes.add_service(RegistryServer::new(control));

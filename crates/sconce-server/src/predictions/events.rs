@@ -1,12 +1,14 @@
 //! Records as CloudEvents over HTTP, in batches of the JSON format.
 
-use super::{FLUSH_LIMIT, Inbox, Offered, check_url};
+use super::{Record, check_url};
+use crate::sink::{FLUSH_LIMIT, Inbox, Offered};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::json;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
@@ -25,14 +27,14 @@ const PAUSE: Duration = Duration::from_millis(200);
 const ANSWER_BYTES: usize = 64 << 10;
 
 /// Sends what comes to `url` until it is told to stop.
-pub(super) fn run(url: &str, mut inbox: Inbox) {
+pub(super) fn run(url: &str, mut inbox: Inbox<Arc<Record>>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let (runtime, uri) = match (runtime, check_url(url)) {
         (Ok(runtime), Ok(uri)) => (runtime, uri),
         (Err(error), _) => return inbox.failed(0, &error),
         (_, Err(error)) => return inbox.failed(0, &error),
     };
-    let mut pending: Vec<Offered> = Vec::new();
+    let mut pending: Vec<Offered<Arc<Record>>> = Vec::new();
     let (mut since, mut stopped_at) = (Instant::now(), None::<Instant>);
     loop {
         if pending.is_empty() {
@@ -42,7 +44,7 @@ pub(super) fn run(url: &str, mut inbox: Inbox) {
         if !go_on {
             stopped_at.get_or_insert_with(Instant::now);
         }
-        let bytes = || pending.iter().map(|offered| offered.record.bytes()).sum::<usize>();
+        let bytes = || pending.iter().map(|offered| offered.item.bytes()).sum::<usize>();
         let due = !go_on
             || pending.len() >= BATCH_EVENTS
             || since.elapsed() >= SEND_AFTER
@@ -64,15 +66,15 @@ pub(super) fn run(url: &str, mut inbox: Inbox) {
 }
 
 /// Events as their specification (version 1.0) has a batch in JSON.
-fn batch(events: &[Offered]) -> String {
-    let event = |offered: &Offered| {
-        let data = offered.record.to_json();
+fn batch(events: &[Offered<Arc<Record>>]) -> String {
+    let event = |offered: &Offered<Arc<Record>>| {
+        let data = offered.item.to_json();
         json!({
             "specversion": "1.0",
             "id": data["prediction_id"],
-            "source": format!("/sconce/models/{}/versions/{}", offered.record.model, offered.record.version),
+            "source": format!("/sconce/models/{}/versions/{}", offered.item.model, offered.item.version),
             "type": "sconce.prediction.v1",
-            "subject": &*offered.record.model,
+            "subject": &*offered.item.model,
             "time": data["time"],
             "datacontenttype": "application/json",
             "data": data,

@@ -3,11 +3,12 @@
 
 use super::parquet::Writer;
 use super::record::{Record, utc};
-use super::{Inbox, Offered};
 use crate::config::PredictionLog as Settings;
+use crate::sink::{Inbox, Offered};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Records, and bytes of them, that are written together at most.
@@ -77,8 +78,8 @@ impl Files {
     }
 
     /// Writes what comes until it is told to stop.
-    pub(super) fn run(mut self, mut inbox: Inbox) {
-        let mut pending: Vec<Offered> = Vec::new();
+    pub(super) fn run(mut self, mut inbox: Inbox<Arc<Record>>) {
+        let mut pending: Vec<Offered<Arc<Record>>> = Vec::new();
         let mut since = Instant::now();
         let mut swept: Option<Instant> = None;
         loop {
@@ -86,14 +87,14 @@ impl Files {
                 since = Instant::now();
             }
             let go_on = inbox.gather(&mut pending, GROUP_RECORDS);
-            let bytes = || pending.iter().map(|offered| offered.record.bytes()).sum::<usize>();
+            let bytes = || pending.iter().map(|offered| offered.item.bytes()).sum::<usize>();
             let due = !pending.is_empty()
                 && (!go_on
                     || pending.len() >= GROUP_RECORDS
                     || since.elapsed() >= self.flush_after
                     || bytes() >= GROUP_BYTES);
             if due {
-                let records: Vec<&Record> = pending.iter().map(|offered| &*offered.record).collect();
+                let records: Vec<&Record> = pending.iter().map(|offered| &*offered.item).collect();
                 match self.write(&records) {
                     Ok(()) => inbox.written(records.len()),
                     Err(error) => {

@@ -11,31 +11,19 @@ pub(crate) use record::Record;
 use crate::config::PredictionLog as Settings;
 use crate::content::{Content, Kept};
 use crate::models::Served;
-use sconce_core::{ByteBudget, Error, PredictionId, Result, Tensor};
-use sconce_telemetry::metrics::PredictionLogSample;
+use crate::sink::Sink;
+use sconce_core::{Error, PredictionId, Result, Tensor};
+use sconce_telemetry::metrics::SinkSample;
 use sconce_telemetry::traces::Observed;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
-use std::time::{Duration, SystemTime};
-use tokio::sync::oneshot;
-
-/// Bytes of records that wait, of each sink.
-const WAITING_BYTES: usize = 64 << 20;
-/// How often a sink looks for records: a thread that waits for each would be woken for each.
-const GATHER: Duration = Duration::from_millis(20);
-/// How long the end may take to write what is left.
-const FLUSH_LIMIT: Duration = Duration::from_secs(5);
-/// How often a sink that fails is worth a line in the log.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+use std::sync::Arc;
+use std::time::SystemTime;
 
 /// Where records go. Without sinks nothing is recorded.
 pub(crate) struct PredictionLog {
     /// The share of the requests to a model that says nothing itself.
     sample: f64,
-    sinks: Vec<Sink>,
+    sinks: Vec<Sink<Arc<Record>>>,
 }
 
 /// One request on its way to the log.
@@ -43,41 +31,6 @@ pub(crate) struct Draft {
     log: Arc<PredictionLog>,
     inputs: Vec<Kept>,
     outputs: Vec<Kept>,
-}
-
-struct Sink {
-    name: &'static str,
-    sender: SyncSender<Offered>,
-    queue: usize,
-    waiting: ByteBudget,
-    counted: Arc<Counted>,
-    stop: Mutex<Option<(SyncSender<()>, oneshot::Receiver<()>)>>,
-}
-
-/// A record, and what it holds of its sink's bytes.
-pub(crate) struct Offered {
-    record: Arc<Record>,
-    _bytes: sconce_core::Reservation,
-}
-
-/// What became of the records of one sink.
-#[derive(Debug, Default)]
-struct Counted {
-    written: AtomicU64,
-    /// Found no place.
-    dropped: AtomicU64,
-    /// Were taken and could not be written.
-    failed: AtomicU64,
-    waiting: AtomicU64,
-}
-
-/// What a sink's thread takes records from.
-struct Inbox {
-    records: Receiver<Offered>,
-    stop: Receiver<()>,
-    counted: Arc<Counted>,
-    /// When it last said that it fails.
-    complained: Option<std::time::Instant>,
 }
 
 impl PredictionLog {
@@ -108,47 +61,18 @@ impl PredictionLog {
     }
 
     /// A scrape's view of the sinks.
-    pub(crate) fn sinks(&self) -> Vec<PredictionLogSample> {
-        let of = |sink: &Sink| PredictionLogSample {
-            sink: sink.name,
-            written: sink.counted.written.load(Ordering::Relaxed),
-            dropped: sink.counted.dropped.load(Ordering::Relaxed),
-            failed: sink.counted.failed.load(Ordering::Relaxed),
-            queue: (
-                usize::try_from(sink.counted.waiting.load(Ordering::Relaxed)).unwrap_or(usize::MAX),
-                sink.queue,
-            ),
-        };
-        self.sinks.iter().map(of).collect()
+    pub(crate) fn sinks(&self) -> Vec<SinkSample> {
+        self.sinks.iter().map(Sink::sample).collect()
     }
 
-    /// Writes what is left and ends the threads, within a little over five seconds; what is left then is lost.
+    /// Writes what is left.
     pub(crate) async fn shutdown(&self) {
-        let stops = self.sinks.iter().filter_map(|sink| {
-            let (stop, ended) = sink.stop.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-            let _ = stop.try_send(());
-            Some(ended)
-        });
-        let ends = futures_util::future::join_all(stops.collect::<Vec<_>>());
-        if tokio::time::timeout(FLUSH_LIMIT + Duration::from_millis(500), ends).await.is_err() {
-            tracing::warn!("the last records of the prediction log were not written in time: they are lost");
-        }
+        futures_util::future::join_all(self.sinks.iter().map(Sink::shutdown)).await;
     }
 
     fn offer(&self, record: Record) {
         let (bytes, record) = (record.bytes(), Arc::new(record));
-        for sink in &self.sinks {
-            let offered = sink.waiting.reserve(bytes).ok().map(|reserved| {
-                sink.counted.waiting.fetch_add(1, Ordering::Relaxed);
-                let offered = Offered { record: Arc::clone(&record), _bytes: reserved };
-                sink.sender.try_send(offered).inspect_err(|_| {
-                    sink.counted.waiting.fetch_sub(1, Ordering::Relaxed);
-                })
-            });
-            if !matches!(offered, Some(Ok(()))) {
-                sink.counted.dropped.fetch_add(1, Ordering::Relaxed);
-            }
-        }
+        self.sinks.iter().for_each(|sink| sink.offer(Arc::clone(&record), bytes));
     }
 }
 
@@ -183,57 +107,6 @@ impl Draft {
             // A failed request has none, whatever its model gave.
             outputs: if observed.code.is_none() { detached(self.outputs) } else { Vec::new() },
         });
-    }
-}
-
-impl Sink {
-    fn start(name: &'static str, queue: usize, run: impl FnOnce(Inbox) + Send + 'static) -> io::Result<Self> {
-        let (sender, records) = sync_channel(queue);
-        let (stop, stopped) = sync_channel(1);
-        let (ended, has_ended) = oneshot::channel();
-        let counted = Arc::<Counted>::default();
-        let inbox = Inbox { records, stop: stopped, counted: Arc::clone(&counted), complained: None };
-        thread::Builder::new().name(format!("sconce-log-{name}")).spawn(move || {
-            run(inbox);
-            let _ = ended.send(());
-        })?;
-        let stop = Mutex::new(Some((stop, has_ended)));
-        Ok(Self { name, sender, queue, waiting: ByteBudget::new(WAITING_BYTES), counted, stop })
-    }
-}
-
-impl Inbox {
-    /// Waits a moment, takes what is there up to `most` records, and says whether to go on: not once it was told to stop and
-    /// nothing is left.
-    fn gather(&self, into: &mut Vec<Offered>, most: usize) -> bool {
-        let stopping = if into.len() < most {
-            !matches!(self.stop.recv_timeout(GATHER), Err(std::sync::mpsc::RecvTimeoutError::Timeout))
-        } else {
-            false
-        };
-        while into.len() < most {
-            match self.records.try_recv() {
-                Ok(offered) => {
-                    self.counted.waiting.fetch_sub(1, Ordering::Relaxed);
-                    into.push(offered);
-                }
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return !stopping,
-            }
-        }
-        // Told to stop with more left: the channel to stop is closed by then, so the next call says it again.
-        true
-    }
-
-    fn written(&self, records: usize) {
-        self.counted.written.fetch_add(records as u64, Ordering::Relaxed);
-    }
-
-    fn failed(&mut self, records: usize, error: &dyn std::fmt::Display) {
-        self.counted.failed.fetch_add(records as u64, Ordering::Relaxed);
-        if self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
-            self.complained = Some(std::time::Instant::now());
-            tracing::warn!(%error, records, "predictions could not be logged; at most one such line a minute");
-        }
     }
 }
 

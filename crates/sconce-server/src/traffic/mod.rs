@@ -13,7 +13,7 @@ use sconce_core::{Error, Result};
 use sconce_proto::inference::InferParameter;
 use sconce_proto::inference::infer_parameter::ParameterChoice;
 use sconce_registry::Document;
-use sconce_traffic::route::{self, Facts, Route, RoutingTable, Target, Value, VariantId};
+use sconce_traffic::route::{self, Facts, Reason, Route, RoutingTable, Target, Value, VariantId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -82,8 +82,9 @@ impl LiveRoute {
     pub(crate) fn decide(&self, asks: &Asks<'_>) -> Option<Decided> {
         let decision = self.table.route(&Request { asks, random: fastrand::u64(..) });
         let variant = Arc::clone(self.variant(decision.variant?.id)?);
+        let (reason, unit) = (decision.reason, decision.unit);
         let lanes = decision.shadows().filter_map(|shadow| self.lane(shadow.variant.id)).cloned();
-        Some(Decided { variant, lanes: lanes.collect() })
+        Some(Decided { variant, reason, unit, lanes: lanes.collect() })
     }
 
     /// What answers most requests.
@@ -114,6 +115,9 @@ impl LiveRoute {
 pub(crate) struct Decided {
     /// Who answers.
     pub(crate) variant: Arc<Variant>,
+    pub(crate) reason: Reason,
+    /// Who stays with the variant by a sticky key, told from others.
+    pub(crate) unit: Option<u64>,
     /// Who sees the answer.
     pub(crate) lanes: Vec<Arc<Lane>>,
 }

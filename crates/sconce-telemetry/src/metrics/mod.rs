@@ -168,19 +168,43 @@ pub struct RuntimeSample {
     pub global_queue_depth: usize,
 }
 
-/// One sink of the prediction log at the time of a scrape.
+/// A queue to a thread that writes what requests leave behind, at the time of a scrape.
 #[derive(Debug, Clone, Default)]
-pub struct PredictionLogSample {
+pub struct SinkSample {
     /// The sink's name.
     pub sink: &'static str,
-    /// Records that were written.
+    /// Items that were written.
     pub written: u64,
-    /// Records that found no place.
+    /// Items that found no place.
     pub dropped: u64,
-    /// Records that could not be written.
+    /// Items that could not be written.
     pub failed: u64,
-    /// Records that wait, and their bound.
+    /// Items that wait, and their bound.
     pub queue: (usize, usize),
+}
+
+/// Exposures and feedback at the time of a scrape.
+#[derive(Debug, Clone, Default)]
+pub struct FeedbackSample {
+    /// Exposures on their way to the journal.
+    pub exposures: SinkSample,
+    /// Outcomes since the start, by what they were.
+    pub outcomes: Vec<(&'static str, u64)>,
+    /// The journal, by topic.
+    pub journal: Vec<JournalSample>,
+}
+
+/// A topic of the journal at the time of a scrape.
+#[derive(Debug, Clone, Default)]
+pub struct JournalSample {
+    /// The topic's name.
+    pub topic: &'static str,
+    /// Its entries.
+    pub entries: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Entries that went because of their age, and to make room, since the start.
+    pub removed: (u64, u64),
 }
 
 /// All that one scrape says.
@@ -197,7 +221,9 @@ pub struct Scrape {
     /// Traces and log lines.
     pub recorder: RecorderSample,
     /// The prediction log, by sink.
-    pub prediction_log: Vec<PredictionLogSample>,
+    pub prediction_log: Vec<SinkSample>,
+    /// Exposures and feedback, where there is a registry.
+    pub feedback: Option<FeedbackSample>,
     /// The process, where the system tells of it.
     pub process: Option<ProcessSample>,
     /// The runtime.
@@ -247,6 +273,7 @@ impl Collector for Scrape {
         self.encode_server(&mut encoder)?;
         self.encode_recorder(&mut encoder)?;
         self.encode_prediction_log(&mut encoder)?;
+        self.encode_feedback(&mut encoder)?;
         self.encode_process(&mut encoder)?;
         self.encode_counters(&mut encoder)?;
         self.encode_histograms(&mut encoder)?;

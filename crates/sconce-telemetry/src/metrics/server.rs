@@ -172,6 +172,59 @@ impl Scrape {
         Ok(())
     }
 
+    /// Exposures, outcomes and the journal that keeps both.
+    pub(super) fn encode_feedback(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(feedback) = &self.feedback else { return Ok(()) };
+        let exposures = &feedback.exposures;
+        let help = "Exposures of predictions by what became of them";
+        let mut statuses = encoder.encode_descriptor("sconce_exposures", help, None, MetricType::Counter)?;
+        for (status, count) in
+            [("written", exposures.written), ("dropped", exposures.dropped), ("failed", exposures.failed)]
+        {
+            statuses
+                .encode_family(&[("status", status)])?
+                .encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        }
+        let (waiting, bound) = exposures.queue;
+        for (name, help, value) in [
+            ("sconce_exposures_queue_depth", "Exposures that wait for the journal", waiting),
+            ("sconce_exposures_queue_depth_limit", "The bound of sconce_exposures_queue_depth", bound),
+        ] {
+            encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&to_i64(value))?;
+        }
+        let help =
+            "Outcomes that were recorded, those in place of earlier ones, and those of unknown predictions";
+        let mut outcomes =
+            encoder.encode_descriptor("sconce_feedback_outcomes", help, None, MetricType::Counter)?;
+        for (result, count) in &feedback.outcomes {
+            outcomes
+                .encode_family(&[("result", *result)])?
+                .encode_counter::<NoLabelSet, _, u64>(count, None)?;
+        }
+        let help = "Entries that left the journal, by the reason";
+        let mut removed =
+            encoder.encode_descriptor("sconce_journal_removed", help, None, MetricType::Counter)?;
+        for topic in &feedback.journal {
+            for (reason, count) in [("expired", topic.removed.0), ("evicted", topic.removed.1)] {
+                let labels = [("topic", topic.topic), ("reason", reason)];
+                removed.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+            }
+        }
+        let to_i64 = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let help = "Entries of the journal";
+        let mut entries =
+            encoder.encode_descriptor("sconce_journal_entries", help, None, MetricType::Gauge)?;
+        for topic in &feedback.journal {
+            entries.encode_family(&[("topic", topic.topic)])?.encode_gauge(&to_i64(topic.entries))?;
+        }
+        let help = "Bytes of keys and values of the journal";
+        let mut bytes = encoder.encode_descriptor("sconce_journal_bytes", help, None, MetricType::Gauge)?;
+        for topic in &feedback.journal {
+            bytes.encode_family(&[("topic", topic.topic)])?.encode_gauge(&to_i64(topic.bytes))?;
+        }
+        Ok(())
+    }
+
     /// The process, under the names that every Prometheus client uses, and its runtime.
     pub(super) fn encode_process(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let runtime = &self.runtime;

@@ -59,8 +59,9 @@ impl Buckets {
 }
 
 /// The bucket of a sticky key: the first 8 bytes of BLAKE3 over the salt's length, the salt and the key, little-endian, modulo
-/// [`BUCKETS`]. Part of what is promised: the same on every machine and in every release.
-pub(super) fn sticky_bucket(salt: &[u8], key: &[u8]) -> u16 {
+/// [`BUCKETS`]; with those 8 bytes, by which whoever has the key is told from others. Part of what is promised: the same on every
+/// machine and in every release.
+pub(super) fn sticky_bucket(salt: &[u8], key: &[u8]) -> (u16, u64) {
     let length = (salt.len() as u64).to_le_bytes();
     let mut short = [0; SHORT_KEY_BYTES];
     let (salt_end, end) = (8 + salt.len(), 8 + salt.len() + key.len());
@@ -73,7 +74,8 @@ pub(super) fn sticky_bucket(salt: &[u8], key: &[u8]) -> u16 {
         blake3::Hasher::new().update(&length).update(salt).update(key).finalize()
     };
     let first = hash.as_bytes().first_chunk::<8>().copied().unwrap_or_default();
-    (u64::from_le_bytes(first) % u64::from(BUCKETS)) as u16
+    let unit = u64::from_le_bytes(first);
+    ((unit % u64::from(BUCKETS)) as u16, unit)
 }
 
 /// A bucket by random bits.

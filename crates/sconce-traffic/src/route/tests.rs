@@ -153,7 +153,7 @@ fn a_route_is_declared_in_toml_too() {
 #[test]
 fn the_bucket_of_a_key_is_the_same_in_every_release() {
     for (salt, key, bucket) in GOLDEN {
-        assert_eq!(sticky_bucket(salt.as_bytes(), key.as_bytes()), bucket, "{salt:?} {key:?}");
+        assert_eq!(sticky_bucket(salt.as_bytes(), key.as_bytes()).0, bucket, "{salt:?} {key:?}");
     }
     // Long keys go another way to the same hash.
     let long = "k".repeat(2_000);
@@ -161,7 +161,7 @@ fn the_bucket_of_a_key_is_the_same_in_every_release() {
     whole.extend_from_slice(b"salt");
     whole.extend_from_slice(long.as_bytes());
     let first = u64::from_le_bytes(*blake3::hash(&whole).as_bytes().first_chunk().unwrap());
-    assert_eq!(u64::from(sticky_bucket(b"salt", long.as_bytes())), first % 10_000);
+    assert_eq!(u64::from(sticky_bucket(b"salt", long.as_bytes()).0), first % 10_000);
 }
 
 /// Computed once with another implementation of BLAKE3.

@@ -1,0 +1,407 @@
+//! `sconce feedback`: what turned out to be true of predictions.
+
+use crate::control::Control;
+use crate::table::plain;
+use crate::{Failure, Outcome, block_on, table, text};
+use sconce_client::FeedbackClient;
+use sconce_client::control_proto as pb;
+use sconce_client::control_proto::outcome::Value;
+use serde::Deserialize;
+use serde_json::json;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, IsTerminal as _, Read, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Outcomes of one call, and predictions of one page.
+const BATCH: usize = 1000;
+/// Bytes of a line of a file.
+const LINE_BYTES: u64 = 64 << 10;
+const REDRAW: Duration = Duration::from_millis(80);
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    control: Control,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Record what turned out to be true of one prediction
+    Send(Send),
+    /// Record outcomes from a file: JSON lines, or CSV with a header, with the fields prediction_id, metric, label, number, converted,
+    /// second, at_ms
+    Import {
+        /// The model that made the predictions
+        model: String,
+        /// FILE.jsonl or FILE.csv; may be imported again
+        file: PathBuf,
+    },
+    /// List predictions with what is known of them, in the order they were made
+    List {
+        /// The model's name
+        model: String,
+        /// Only the latest: such as 90s, 30m, 12h or 7d
+        #[arg(long, value_name = "TIME", value_parser = duration)]
+        last: Option<Duration>,
+        /// Only those of which something turned out
+        #[arg(long)]
+        known: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("value").required(true)))]
+struct Send {
+    /// The model that made the prediction
+    model: String,
+    /// The answer's prediction_id
+    prediction_id: String,
+    /// What would have been right
+    #[arg(long, value_name = "TEXT", group = "value")]
+    label: Option<String>,
+    /// What came of it; needs --metric
+    #[arg(long, value_name = "NUMBER", group = "value", requires = "metric", allow_negative_numbers = true)]
+    number: Option<f64>,
+    /// Whether what was hoped for happened
+    #[arg(long, value_name = "true|false", group = "value", num_args = 0..=1, default_missing_value = "true")]
+    converted: Option<bool>,
+    /// What was measured [default: label or conversion]
+    #[arg(long, value_name = "NAME")]
+    metric: Option<String>,
+    /// What goes with --number: its covariate, or its denominator
+    #[arg(long, value_name = "NUMBER", requires = "number", allow_negative_numbers = true)]
+    second: Option<f64>,
+}
+
+/// A line of a file.
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    prediction_id: String,
+    #[serde(default)]
+    metric: Option<String>,
+    #[serde(default)]
+    label: Option<String>,
+    #[serde(default)]
+    number: Option<f64>,
+    #[serde(default)]
+    converted: Option<bool>,
+    #[serde(default)]
+    second: Option<f64>,
+    #[serde(default)]
+    at_ms: Option<u64>,
+}
+
+pub(crate) fn run(args: Args) -> Outcome {
+    let Args { control, command } = args;
+    let done = block_on(async {
+        match command {
+            Command::Send(send) => self::send(&control, send).await,
+            Command::Import { model, file } => import(&control, model, &file).await,
+            Command::List { model, last, known } => list(&control, model, last, known).await,
+        }
+    })?;
+    done.map_err(|error| control.explain(error))
+}
+
+async fn send(control: &Control, send: Send) -> Outcome {
+    let Send { model, prediction_id, label, number, converted, metric, second } = send;
+    let line = Line { prediction_id, metric, label, number, converted, second, at_ms: None };
+    let request = pb::RecordFeedbackRequest { model, outcomes: vec![line.outcome()?] };
+    tell(control, control.feedback().await?.record(request).await?)
+}
+
+async fn import(control: &Control, model: String, path: &Path) -> Outcome {
+    let cannot = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
+    let file = File::open(path).map_err(cannot)?;
+    let total = file.metadata().map_err(cannot)?.len();
+    let read = Counting { file, bytes: 0 };
+    let mut lines = Lines::new(path, read)?;
+    let client = control.feedback().await?;
+    let (mut done, mut batch) = (pb::RecordFeedbackResponse::default(), Vec::new());
+    let mut shown = None;
+    while let Some(line) = lines.next()? {
+        batch.push(line);
+        if batch.len() == BATCH {
+            flush(&client, &model, &mut batch, &mut done).await?;
+            show(&mut shown, lines.bytes(), total, done.recorded);
+        }
+    }
+    flush(&client, &model, &mut batch, &mut done).await?;
+    clear_line();
+    tell(control, done)
+}
+
+async fn flush(
+    client: &FeedbackClient,
+    model: &str,
+    batch: &mut Vec<pb::Outcome>,
+    done: &mut pb::RecordFeedbackResponse,
+) -> Result<(), Failure> {
+    if batch.is_empty() {
+        return Ok(());
+    }
+    let request = pb::RecordFeedbackRequest { model: model.to_owned(), outcomes: std::mem::take(batch) };
+    let recorded = done.recorded;
+    let told = client.record(request).await.map_err(|error| {
+        clear_line();
+        format!("after {}: {error}", text::count(recorded, "outcome"))
+    })?;
+    done.recorded += told.recorded;
+    done.replaced += told.replaced;
+    done.unknown += told.unknown;
+    Ok(())
+}
+
+fn tell(control: &Control, done: pb::RecordFeedbackResponse) -> Outcome {
+    let pb::RecordFeedbackResponse { recorded, replaced, unknown } = done;
+    let document = || json!({ "recorded": recorded, "replaced": replaced, "unknown": unknown });
+    if !control.print_json(document)? {
+        say!(
+            "{} recorded: {replaced} in place of earlier ones, {unknown} of predictions that this server has not noted",
+            text::count(recorded, "outcome")
+        )?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn list(control: &Control, model: String, last: Option<Duration>, known: bool) -> Outcome {
+    let client = control.feedback().await?;
+    let since = |last: Duration| {
+        let from = SystemTime::now().checked_sub(last).and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        u64::try_from(from.unwrap_or_default().as_millis()).unwrap_or(0)
+    };
+    let mut request = pb::ListFeedbackRequest {
+        model,
+        from_ms: last.map_or(0, since),
+        to_ms: 0,
+        page_size: BATCH as u32,
+        page_token: String::new(),
+    };
+    loop {
+        let page = client.list(request.clone()).await?;
+        let wanted = page.predictions.iter().filter(|it| !known || !it.outcomes.is_empty());
+        if control.json {
+            wanted.map(document).try_for_each(|document| say!("{document}"))?;
+        } else {
+            let rows: Vec<_> = wanted.map(row).collect();
+            let header = ["prediction", "time (UTC)", "version", "variant", "said", "turned out"];
+            if !rows.is_empty() {
+                say!("{}", table::render(&header, &rows).trim_end())?;
+            }
+        }
+        if page.next_page_token.is_empty() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
+fn row(joined: &pb::JoinedPrediction) -> Vec<String> {
+    let exposure = joined.exposure.as_ref();
+    let said = |exposure: &pb::Exposure| match (exposure.label.as_str(), exposure.score) {
+        (_, None) => String::new(),
+        ("", Some(score)) => format!("{score}"),
+        (label, Some(score)) => format!("{label} ({score:.3})"),
+    };
+    let turned_out: Vec<_> =
+        joined.outcomes.iter().map(|it| format!("{} {}", it.metric, value(it))).collect();
+    vec![
+        joined.prediction_id.clone(),
+        text::time(joined.at_ms),
+        exposure.map_or("not noted".to_owned(), |exposure| exposure.version.to_string()),
+        exposure.map_or(String::new(), |exposure| exposure.variant.clone()),
+        exposure.map_or(String::new(), said),
+        turned_out.join(", "),
+    ]
+}
+
+fn value(outcome: &pb::Outcome) -> serde_json::Value {
+    match &outcome.value {
+        None => serde_json::Value::Null,
+        Some(Value::Label(label)) => json!(label),
+        Some(Value::Number(number)) => json!(number),
+        Some(Value::Converted(converted)) => json!(converted),
+    }
+}
+
+fn document(joined: &pb::JoinedPrediction) -> serde_json::Value {
+    let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let exposure = joined.exposure.as_ref().map(|exposure| {
+        json!({
+            "version": exposure.version,
+            "variant": given(&exposure.variant),
+            "chosen": given(&exposure.chosen),
+            "unit": given(&exposure.unit),
+            "status": exposure.status,
+            "label": given(&exposure.label),
+            "score": exposure.score,
+        })
+    });
+    let outcome = |outcome: &pb::Outcome| json!({ "metric": outcome.metric, "value": value(outcome), "second": outcome.second, "at_ms": outcome.at_ms });
+    json!({
+        "prediction_id": joined.prediction_id,
+        "at_ms": joined.at_ms,
+        "exposure": exposure,
+        "outcomes": joined.outcomes.iter().map(outcome).collect::<Vec<_>>(),
+    })
+}
+
+impl Line {
+    fn outcome(self) -> Result<pb::Outcome, String> {
+        let Self { prediction_id, metric, label, number, converted, second, at_ms } = self;
+        let value = match (label, number, converted) {
+            (Some(label), None, None) => Value::Label(label),
+            (None, Some(number), None) => Value::Number(number),
+            (None, None, Some(converted)) => Value::Converted(converted),
+            _ => return Err("expected one of label, number and converted".to_owned()),
+        };
+        let (metric, at_ms) = (metric.unwrap_or_default(), at_ms.unwrap_or(0));
+        Ok(pb::Outcome { prediction_id, metric, value: Some(value), second, at_ms })
+    }
+}
+
+/// A file that knows how much of it was read.
+struct Counting<R> {
+    file: R,
+    bytes: u64,
+}
+
+impl<R: Read> Read for Counting<R> {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.file.read(into)?;
+        self.bytes += read as u64;
+        Ok(read)
+    }
+}
+
+/// Outcomes of a file, one by one.
+enum Lines<R: Read> {
+    Json { file: BufReader<Counting<R>>, at: u64 },
+    Csv(Box<csv::Reader<Counting<R>>>),
+}
+
+impl<R: Read> Lines<R> {
+    fn new(path: &Path, file: Counting<R>) -> Result<Self, Failure> {
+        match path.extension().and_then(|kind| kind.to_str()) {
+            Some("jsonl" | "ndjson") => Ok(Self::Json { file: BufReader::new(file), at: 0 }),
+            Some("csv") => Ok(Self::Csv(Box::new(csv::Reader::from_reader(file)))),
+            _ => Err(format!("{}: expected a name that ends in .jsonl or .csv", path.display()).into()),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Json { file, .. } => file.get_ref().bytes,
+            Self::Csv(reader) => reader.get_ref().bytes,
+        }
+    }
+
+    fn next(&mut self) -> Result<Option<pb::Outcome>, Failure> {
+        let (at, line) = match self {
+            Self::Json { file, at } => loop {
+                *at += 1;
+                let mut line = Vec::new();
+                file.by_ref().take(LINE_BYTES).read_until(b'\n', &mut line)?;
+                if line.is_empty() {
+                    return Ok(None);
+                }
+                if line.trim_ascii().is_empty() {
+                    continue;
+                }
+                break (*at, serde_json::from_slice::<Line>(&line).map_err(|error| error.to_string()));
+            },
+            Self::Csv(reader) => {
+                let Some(line) = reader.deserialize::<Line>().next() else { return Ok(None) };
+                (reader.position().line(), line.map_err(|error| error.to_string()))
+            }
+        };
+        let outcome = line.and_then(Line::outcome);
+        outcome.map(Some).map_err(|error| format!("line {at}: {}", plain(&error)).into())
+    }
+}
+
+/// Shows how far it is, on one line of a terminal.
+fn show(shown: &mut Option<Instant>, bytes: u64, total: u64, recorded: u64) {
+    const WIDTH: u64 = 24;
+    if shown.is_some_and(|at| at.elapsed() < REDRAW) || !std::io::stderr().is_terminal() {
+        return;
+    }
+    *shown = Some(Instant::now());
+    let done = bytes.min(total).saturating_mul(WIDTH).checked_div(total).unwrap_or(WIDTH) as usize;
+    let (width, bar) = (WIDTH as usize, "#".repeat(done));
+    // A terminal that went away is no reason to stop.
+    let _ = write!(std::io::stderr(), "\r\x1b[K[{bar:<width$}] {}", text::count(recorded, "outcome"));
+}
+
+fn clear_line() {
+    if std::io::stderr().is_terminal() {
+        let _ = write!(std::io::stderr(), "\r\x1b[K");
+    }
+}
+
+/// `90s`, `30m`, `12h`, `7d`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "expected a number and s, m, h or d".to_owned();
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(name: &str, text: &str) -> Result<Vec<pb::Outcome>, String> {
+        let file = Counting { file: text.as_bytes(), bytes: 0 };
+        let mut lines = Lines::new(Path::new(name), file).map_err(|error| error.to_string())?;
+        let mut all = Vec::new();
+        while let Some(outcome) = lines.next().map_err(|error| error.to_string())? {
+            all.push(outcome);
+        }
+        Ok(all)
+    }
+
+    #[test]
+    fn both_forms_of_a_file_say_the_same() {
+        let json = r#"{"prediction_id": "a", "label": "cat, or \"dog\""}
+
+{"prediction_id": "b", "metric": "revenue", "number": 2.5, "second": 3, "at_ms": 7}
+{"prediction_id": "c", "converted": false}"#;
+        let csv = "prediction_id,metric,label,number,converted,second,at_ms\n\
+                   a,,\"cat, or \"\"dog\"\"\",,,,\nb,revenue,,2.5,,3,7\nc,,,,false,,\n";
+        let outcomes = read("x.jsonl", json).unwrap();
+        assert_eq!(outcomes.len(), 3);
+        assert_eq!(outcomes[1].second, Some(3.0));
+        assert_eq!(read("x.csv", csv).unwrap(), outcomes);
+        for (name, text, says) in [
+            ("x.jsonl", "{\"prediction_id\": \"a\"}", "line 1: expected one of label, number and converted"),
+            ("x.jsonl", "\n{\"prediction\": \"a\"}", "line 2: unknown field"),
+            ("x.csv", "prediction_id,label\na,b\nc\n", "line"),
+            ("x.txt", "", "expected a name"),
+        ] {
+            let error = read(name, text).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn times_have_a_unit() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("7d"), Ok(Duration::from_secs(604_800)));
+        for bad in ["", "7", "d", "1.5h", "-1h", "7w", "99999999999999999999d", "18446744073709551615d"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}
