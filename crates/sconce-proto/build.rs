@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(
         [
             "inference/inference.proto",
+            "sconce/v1/experiment.proto",
             "sconce/v1/feedback.proto",
             "sconce/v1/health.proto",
             "sconce/v1/registry.proto",

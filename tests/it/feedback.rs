@@ -252,3 +252,83 @@ async fn bad_feedback_is_refused_whole() {
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
     server.shutdown().await;
 }
+
+/// An experiment with the metric `conversion`, whenever one looks.
+async fn experiment(traffic: &TrafficClient, weights: [f64; 2]) -> sconce_client::Result<pb::Experiment> {
+    let arms = [("old", weights[0]), ("new", weights[1])];
+    let arms = arms.map(|(variant, weight)| serde_json::json!({ "variant": variant, "weight": weight }));
+    let metrics = serde_json::json!([{ "name": "conversion", "kind": "conversion" }]);
+    let spec_json = serde_json::json!({ "arms": arms, "metrics": metrics }).to_string();
+    let request = pb::StartExperimentRequest { model: MODEL.to_owned(), spec_json, reason: String::new() };
+    traffic.start_experiment(request).await
+}
+
+async fn report(traffic: &TrafficClient) -> (pb::Experiment, serde_json::Value) {
+    let request = pb::GetExperimentRequest { model: MODEL.to_owned() };
+    let experiment = traffic.get_experiment(request).await.unwrap();
+    let report = serde_json::from_str(&experiment.report_json).unwrap();
+    (experiment, report)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_experiment_finds_the_variant_whose_users_do_more_and_says_when_the_split_is_off() {
+    const USERS: usize = 600;
+    let (data, server, client, traffic) = start().await;
+    assert_eq!(experiment(&traffic, [1.0, 1.0]).await.unwrap_err().code(), Code::FailedPrecondition);
+    split(&traffic).await;
+    let skewed = experiment(&traffic, [2.0, 1.0]).await.unwrap_err();
+    assert!(skewed.message().contains("arms[0].weight"), "{skewed}");
+    experiment(&traffic, [1.0, 1.0]).await.unwrap();
+    assert_eq!(experiment(&traffic, [1.0, 1.0]).await.unwrap_err().code(), Code::FailedPrecondition);
+
+    let sender = feedback(server.grpc()).await;
+    let (mut outcomes, mut users, mut units) = (Vec::new(), Vec::new(), BTreeMap::<String, u64>::new());
+    for user in 0..USERS {
+        // Each comes twice, and converts the second time: of the new variant's users six in ten, of the old one's two.
+        let name = format!("user-{user}");
+        ask(&client, &name).await;
+        let (id, variant) = ask(&client, &name).await;
+        let variant = variant.unwrap();
+        let converts = user % 10 < if variant == "new" { 6 } else { 2 };
+        *units.entry(variant.clone()).or_default() += 1;
+        users.push((name, variant));
+        outcomes.push(outcome(&id, "", Value::Converted(converts)));
+    }
+    server.until_metric(WRITTEN, 2 * USERS as u64).await;
+    let (_, before) = report(&traffic).await;
+    assert_eq!((&before["advice"], &before["goals"][0]["outcome"]), (&"go_on".into(), &"undecided".into()));
+    record(&sender, outcomes).await;
+    let (running, after) = report(&traffic).await;
+    assert_eq!(after["units"], serde_json::json!([units["old"], units["new"]]));
+    assert_eq!((running.running, running.moved_units, running.incomplete), (true, 0, false));
+    assert_eq!(after["sample_ratio"]["mismatch"], false);
+    assert_eq!((&after["advice"], &after["goals"][0]["outcome"]), (&"decide".into(), &"better".into()));
+
+    // It is all there after a restart, and nothing counts that comes after its end.
+    let stop = pb::StopExperimentRequest { model: MODEL.to_owned(), reason: "decided".to_owned() };
+    assert!(!traffic.stop_experiment(stop).await.unwrap().running);
+    server.shutdown().await;
+    let server = reopen(data.path()).await;
+    let (client, traffic) = (server.client().await, server.traffic().await);
+    for user in 0..50 {
+        ask(&client, &format!("latecomer-{user}")).await;
+    }
+    server.until_metric(WRITTEN, 50).await;
+    let (stopped, later) = report(&traffic).await;
+    assert_eq!((stopped.running, &later), (false, &after));
+
+    // A second one, to which two of three of the old variant's users never come.
+    experiment(&traffic, [1.0, 1.0]).await.unwrap();
+    let coming = users.iter().enumerate().filter(|(at, (_, variant))| variant == "new" || at % 3 == 0);
+    let coming: Vec<_> = coming.map(|(_, (user, _))| user).collect();
+    for user in &coming {
+        ask(&client, user).await;
+    }
+    server.until_metric(WRITTEN, 50 + coming.len() as u64).await;
+    let (_, skewed) = report(&traffic).await;
+    assert_eq!(
+        (&skewed["advice"], &skewed["goals"]),
+        (&"sample_ratio_mismatch".into(), &serde_json::json!([]))
+    );
+    server.shutdown().await;
+}

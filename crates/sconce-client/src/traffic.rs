@@ -52,6 +52,21 @@ impl TrafficClient {
         Ok(self.grpc.clone().clear_route(self.caller.call(request)).await?.into_inner())
     }
 
+    /// Starts an experiment on the route of a model.
+    pub async fn start_experiment(&self, request: pb::StartExperimentRequest) -> Result<pb::Experiment> {
+        Ok(self.grpc.clone().start_experiment(self.caller.call(request)).await?.into_inner())
+    }
+
+    /// What the experiment of a model comes to.
+    pub async fn get_experiment(&self, request: pb::GetExperimentRequest) -> Result<pb::Experiment> {
+        Ok(self.grpc.clone().get_experiment(self.caller.call(request)).await?.into_inner())
+    }
+
+    /// Stops the experiment of a model.
+    pub async fn stop_experiment(&self, request: pb::StopExperimentRequest) -> Result<pb::Experiment> {
+        Ok(self.grpc.clone().stop_experiment(self.caller.call(request)).await?.into_inner())
+    }
+
     /// What the shadows of a model have shown so far.
     pub async fn shadow_report(&self, request: pb::ShadowReportRequest) -> Result<pb::ShadowReportResponse> {
         Ok(self.grpc.clone().shadow_report(self.caller.call(request)).await?.into_inner())

@@ -1,6 +1,7 @@
 //! `sconce feedback`: what turned out to be true of predictions.
 
 use crate::control::Control;
+use crate::progress::{Bar, clear_line};
 use crate::table::plain;
 use crate::{Failure, Outcome, block_on, table, text};
 use sconce_client::FeedbackClient;
@@ -9,16 +10,15 @@ use sconce_client::control_proto::outcome::Value;
 use serde::Deserialize;
 use serde_json::json;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, IsTerminal as _, Read, Write as _};
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Outcomes of one call, and predictions of one page.
 const BATCH: usize = 1000;
 /// Bytes of a line of a file.
 const LINE_BYTES: u64 = 64 << 10;
-const REDRAW: Duration = Duration::from_millis(80);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -123,12 +123,12 @@ async fn import(control: &Control, model: String, path: &Path) -> Outcome {
     let mut lines = Lines::new(path, read)?;
     let client = control.feedback().await?;
     let (mut done, mut batch) = (pb::RecordFeedbackResponse::default(), Vec::new());
-    let mut shown = None;
+    let mut bar = Bar::default();
     while let Some(line) = lines.next()? {
         batch.push(line);
         if batch.len() == BATCH {
             flush(&client, &model, &mut batch, &mut done).await?;
-            show(&mut shown, lines.bytes(), total, done.recorded);
+            bar.show_share("file", lines.bytes() as f64 / total.max(1) as f64);
         }
     }
     flush(&client, &model, &mut batch, &mut done).await?;
@@ -322,25 +322,6 @@ impl<R: Read> Lines<R> {
         };
         let outcome = line.and_then(Line::outcome);
         outcome.map(Some).map_err(|error| format!("line {at}: {}", plain(&error)).into())
-    }
-}
-
-/// Shows how far it is, on one line of a terminal.
-fn show(shown: &mut Option<Instant>, bytes: u64, total: u64, recorded: u64) {
-    const WIDTH: u64 = 24;
-    if shown.is_some_and(|at| at.elapsed() < REDRAW) || !std::io::stderr().is_terminal() {
-        return;
-    }
-    *shown = Some(Instant::now());
-    let done = bytes.min(total).saturating_mul(WIDTH).checked_div(total).unwrap_or(WIDTH) as usize;
-    let (width, bar) = (WIDTH as usize, "#".repeat(done));
-    // A terminal that went away is no reason to stop.
-    let _ = write!(std::io::stderr(), "\r\x1b[K[{bar:<width$}] {}", text::count(recorded, "outcome"));
-}
-
-fn clear_line() {
-    if std::io::stderr().is_terminal() {
-        let _ = write!(std::io::stderr(), "\r\x1b[K");
     }
 }
 

@@ -10,6 +10,7 @@ mod audit;
 mod control;
 mod demo;
 mod drift;
+mod experiment;
 mod feedback;
 mod health;
 mod infer;
@@ -57,6 +58,8 @@ enum Command {
     Traffic(traffic::Args),
     /// Let a version see a model's requests without answering any, and say how it compares
     Shadow(shadow::Args),
+    /// Find out which variant of a model does better by what its users do
+    Experiment(experiment::Args),
     /// Record what turned out to be true of predictions, and list it beside them
     Feedback(feedback::Args),
     /// Say how a running server and its models are, and what somebody should look at
@@ -99,6 +102,7 @@ fn main() -> ExitCode {
         Command::Model(args) => model::run(args),
         Command::Traffic(args) => traffic::run(args),
         Command::Shadow(args) => shadow::run(args),
+        Command::Experiment(args) => experiment::run(args),
         Command::Feedback(args) => feedback::run(args),
         Command::Health(args) => health::run(args),
         Command::Monitor { command: drift::Monitors::Fit(args) } => drift::fit(&args),

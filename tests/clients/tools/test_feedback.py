@@ -61,3 +61,33 @@ def test_what_was_acknowledged_is_there_after_a_kill(start, tmp_path):
     # What is wrong is said with its line, and the number before it is not lost.
     (tmp_path / "bad.csv").write_text(f"prediction_id,label\n{ids[0]},\n")
     assert "line 2: expected one of" in registry.run("feedback", "import", MODEL, tmp_path / "bad.csv", code=1)
+
+
+def test_an_experiment_is_declared_read_and_stopped(start, tmp_path):
+    registry = start()
+    for version in "12":
+        registry.run("model", "push", MODEL, PACKAGES / version, "--promote", f"v{version}")
+    spec = tmp_path / "experiment.toml"
+    spec.write_text(
+        'arms = [{ variant = "old", weight = 90 }, { variant = "new", weight = 10 }]\n'
+        'metrics = [{ name = "conversion", kind = "conversion" }, { name = "revenue", kind = "mean", max_harm = 0.5 }]\n'
+        'design = "always_valid"\n'
+    )
+    start_it = ("experiment", "start", MODEL, "--file", spec)
+    assert "it has no route" in registry.run(*start_it, code=1)
+    registry.run("traffic", "set", MODEL, "--split", "old@1=50", "--split", "new@2=50")
+    assert "arms[0].weight: the route gives it 50" in registry.run(*start_it, code=1)
+    registry.run("traffic", "set", MODEL, "--split", "old@1=90", "--split", "new@2=10")
+    assert "not decided yet" in registry.run(*start_it)
+    for _ in range(3):
+        ask(registry)
+    assert "runs since" in registry.run("experiment", "status", MODEL)
+    table = registry.run("experiment", "report", MODEL)
+    assert "guardrail" in table and "undecided" in table
+    assert registry.json("experiment", "stop", MODEL)["running"] is False
+    registry.process.kill()
+    registry.process.wait()
+    registry = start()
+    report = registry.json("experiment", "report", MODEL)
+    assert report["stopped_ms"] >= report["started_ms"] > 0 and report["spec"]["arms"][0]["variant"] == "old"
+    assert report["report"]["advice"] == "go_on"

@@ -26,7 +26,9 @@ impl Feedback {
     pub(crate) fn apply(&self, journal: &Journal) {
         let time_to_live = Duration::from_secs(self.retain_days * 86_400);
         let limits = TopicLimits { time_to_live, max_bytes: self.max_bytes };
-        [Topic::Exposures, Topic::Feedback].map(|topic| journal.set_limits(topic, limits));
+        for topic in [Topic::Exposures, Topic::Feedback] {
+            journal.set_limits(topic, limits);
+        }
     }
 
     /// Calls `check` with each condition, and what is wrong where it does not hold.

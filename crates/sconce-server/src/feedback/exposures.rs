@@ -1,11 +1,11 @@
 //! Exposures: which version and variant made a prediction, and what it said, noted off the request's way.
 
 use super::{Exposure, exposure_key};
-use crate::content::Content;
+use crate::content::{Content, Kept};
 use crate::models::Served;
 use crate::sink::{Inbox, Sink};
 use crate::traffic::Decided;
-use sconce_core::{DataType, InferOutput, PredictionId, Signature, Tensor};
+use sconce_core::{DataType, InferOutput, PredictionId, Signature, Tensor, TensorSpec};
 use sconce_registry::{Registry, RegistryError, Topic};
 use sconce_telemetry::metrics::SinkSample;
 use sconce_telemetry::traces::Observed;
@@ -93,12 +93,11 @@ impl Draft {
     /// Notes what the model said, as far as its policy lets it be kept.
     pub(crate) fn answered(&mut self, content: &Content, served: &Served, output: &InferOutput) {
         let (policy, signature) = (&served.settings.data_policy, served.signature());
-        let Some((at, decision)) = decision(signature, &output.tensors) else { return };
-        let tensors = &output.tensors[at..=at];
-        let spec =
-            Signature { inputs: Vec::new(), outputs: vec![signature.outputs[at].clone()], ..*signature };
-        let kept = content.outputs(served.name.as_str(), policy, &spec, tensors);
-        self.decision = (!kept.is_empty()).then_some(decision);
+        let Some(at) = decisive(signature, &output.tensors) else { return };
+        let (spec, tensor) = (&signature.outputs[at], &output.tensors[at]);
+        let alone = Signature { inputs: Vec::new(), outputs: vec![spec.clone()], ..*signature };
+        let kept = content.outputs(served.name.as_str(), policy, &alone, std::slice::from_ref(tensor));
+        self.decision = kept.first().and_then(Kept::tensor).and_then(|tensor| decision(spec, tensor));
     }
 
     /// Offers the exposure of a request that has ended.
@@ -150,29 +149,27 @@ fn run(registry: &Registry, mut inbox: Inbox<(PredictionId, Arc<str>, Exposure)>
     }
 }
 
-/// What an answer of one row decides, and in which output: the first with class names, or `probabilities`, else one that is one number.
-fn decision(signature: &Signature, outputs: &[Tensor]) -> Option<(usize, Decision)> {
-    let numbers = |tensor: &Tensor| -> Option<Vec<f32>> {
-        let is_row = tensor.datatype() == DataType::Fp32 && tensor.shape().first() == Some(&1);
-        is_row.then(|| tensor.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
-    };
-    let pairs = || signature.outputs.iter().zip(outputs).enumerate();
-    let is_classes = |spec: &sconce_core::TensorSpec| spec.labels.is_some() || spec.name == "probabilities";
-    if let Some((at, (spec, tensor))) = pairs().find(|(_, (spec, _))| is_classes(spec)) {
-        let scores = numbers(tensor)?;
-        let best = |best: Option<(usize, f32)>, (class, &score): (usize, &f32)| match best {
-            Some((_, most)) if most >= score => best,
-            _ => Some((class, score)),
-        };
-        let (class, score) = scores.iter().enumerate().fold(None, best)?;
-        let label = spec.labels.as_ref().and_then(|labels| labels.get(class).cloned());
-        let label = Some(label.unwrap_or_else(|| class.to_string()));
-        return Some((at, Decision { label, score: score.into() }));
-    }
-    pairs().find_map(|(at, (_, tensor))| match numbers(tensor)?[..] {
-        [score] => Some((at, Decision { label: None, score: score.into() })),
-        _ => None,
-    })
+/// The place of the output that decides: the first with class names, or `probabilities`, else the first that is one number. None for an
+/// answer of several rows: they have one id.
+fn decisive(signature: &Signature, outputs: &[Tensor]) -> Option<usize> {
+    let is_row = |tensor: &Tensor| tensor.datatype() == DataType::Fp32 && tensor.shape().first() == Some(&1);
+    let mut pairs = signature.outputs.iter().zip(outputs);
+    let classes = pairs.clone().position(|(spec, _)| is_classes(spec));
+    let place = classes.or_else(|| pairs.position(|(_, tensor)| tensor.data().len() == size_of::<f32>()))?;
+    outputs.get(place).filter(|tensor| is_row(tensor)).map(|_| place)
+}
+
+fn is_classes(spec: &TensorSpec) -> bool {
+    spec.labels.is_some() || spec.name == "probabilities"
+}
+
+/// What a row of numbers says: the likeliest class, or the number.
+fn decision(spec: &TensorSpec, tensor: &Tensor) -> Option<Decision> {
+    let scores = tensor.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+    let (class, score) = scores.enumerate().reduce(|best, next| if next.1 > best.1 { next } else { best })?;
+    let name = || spec.labels.as_ref().and_then(|labels| labels.get(class).cloned());
+    let label = is_classes(spec).then(|| name().unwrap_or_else(|| class.to_string()));
+    Some(Decision { label, score: score.into() })
 }
 
 fn name(reason: Reason) -> &'static str {
@@ -194,7 +191,6 @@ pub(crate) fn now_ms() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sconce_core::TensorSpec;
 
     #[test]
     fn a_decision_is_the_likeliest_class_or_the_number() {
@@ -203,6 +199,10 @@ mod tests {
         let tensor = |rows: usize, values: &[f32]| {
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             Tensor::new(DataType::Fp32, vec![rows, values.len() / rows], bytes.into()).unwrap()
+        };
+        let decision = |signature: &Signature, outputs: &[Tensor]| {
+            let at = decisive(signature, outputs)?;
+            Some((at, decision(&signature.outputs[at], &outputs[at])?))
         };
         let said = |label: Option<&str>, score| Decision { label: label.map(str::to_owned), score };
         let labels = ["cat", "dog"].map(str::to_owned);

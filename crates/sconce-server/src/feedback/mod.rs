@@ -2,6 +2,7 @@
 //!
 //! Keys are `MODEL/ID` and `MODEL/ID/METRIC`. Ids sort by time, so the predictions of a model and a time lie side by side.
 
+pub(crate) mod experiments;
 mod exposures;
 
 pub(crate) use exposures::{Draft, Exposures, now_ms};

@@ -3,6 +3,7 @@
 mod call;
 mod control;
 pub(crate) mod convert;
+mod experiments;
 mod feedback;
 mod frames;
 mod health;

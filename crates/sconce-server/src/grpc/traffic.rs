@@ -2,6 +2,7 @@
 
 use crate::door::Door;
 use crate::grpc::control::{Answer, Items, actor, answer, items, name, refused};
+use crate::grpc::experiments;
 use crate::models::{Models, StoredRoute};
 use crate::shadow::{Lane, Piece};
 use crate::traffic::{self, Counts, Times};
@@ -92,6 +93,20 @@ impl Service for Traffic {
         let (name, by) = (name(&model)?, By::new(actor, reason));
         let cleared = self.door.models.clear_route(&name, expected_revision, by).await.map_err(refused)?;
         answer(pb::ClearRouteResponse { generation: cleared.generation })
+    }
+
+    async fn start_experiment(&self, request: Request<pb::StartExperimentRequest>) -> Answer<pb::Experiment> {
+        let actor = actor(&request)?;
+        experiments::start(&self.door, request.into_inner(), actor).await
+    }
+
+    async fn get_experiment(&self, request: Request<pb::GetExperimentRequest>) -> Answer<pb::Experiment> {
+        experiments::get(&self.door, &request.into_inner().model).await
+    }
+
+    async fn stop_experiment(&self, request: Request<pb::StopExperimentRequest>) -> Answer<pb::Experiment> {
+        let actor = actor(&request)?;
+        experiments::stop(&self.door, request.into_inner(), actor).await
     }
 
     async fn shadow_report(
