@@ -1,6 +1,7 @@
 //! Documents: what controllers of a model must remember, such as how its traffic is split. The registry knows no kind of them: it keeps one JSON
 //! value a kind and model, changed by comparing and setting, and what a document names stays while it names it.
 
+use crate::audit::Change;
 use crate::changes::{change, put};
 use crate::registry::{decode, key};
 use crate::store::Batch;
@@ -168,6 +169,33 @@ impl Registry {
         };
         let alias = moved.map(|(before, after)| Changed { before, after: Some(after), generation });
         Ok(Applied { documents, alias, generation })
+    }
+
+    /// Replaces what a document says where nobody decided anything, such as what a controller has counted: it keeps its revision and
+    /// what it names, nothing is audited, and no routing generation begins.
+    ///
+    /// # Errors
+    /// `Aborted` when it does not have `revision`; `NotFound` for the model; `InvalidArgument` for a value that is out of bounds;
+    /// and as [`Registry::register`].
+    pub fn note(&self, model: &ModelName, kind: &str, revision: u64, value: Value) -> Result<()> {
+        let mut writer = self.begin()?;
+        let present = self.document(model, kind)?;
+        let Some(mut document) = present.filter(|present| present.revision == revision) else {
+            let message =
+                format!("model `{model}`: document `{kind}`: there is no revision {revision} any more");
+            return Err(RegistryError::Aborted(message));
+        };
+        let change = DocumentChange {
+            kind: kind.to_owned(),
+            expected: Some(revision),
+            value: Some((value.clone(), document.names.clone())),
+        };
+        limits::check_changes(&[change])?;
+        document.value = value;
+        let mut batch = Batch::new();
+        put(&mut batch, key::document(model, kind), &document)?;
+        self.commit(&mut writer, batch, None::<Change<'_>>, false)?;
+        Ok(())
     }
 
     /// Refuses to take away what a document names.

@@ -48,7 +48,7 @@ pub const SMOKE_BYTES: usize = 8 * 1024;
 /// Documents of a model.
 pub const DOCUMENTS: usize = 16;
 /// Bytes of what a document says, as JSON.
-pub const DOCUMENT_BYTES: usize = 256 * 1024;
+pub const DOCUMENT_BYTES: usize = 512 * 1024;
 /// Bytes of a document's kind.
 pub const KIND_BYTES: usize = 32;
 /// Versions, and aliases, that a document names.

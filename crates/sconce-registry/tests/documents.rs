@@ -208,3 +208,30 @@ fn a_bad_change_is_refused_whole() {
     assert_eq!(entry.body.after.unwrap()["bytes"], limits::DOCUMENT_BYTES);
     assert!(registry.check().unwrap().is_intact());
 }
+
+#[test]
+fn what_is_noted_is_no_change_that_anybody_made() {
+    let (dir, registry) = registry();
+    let model = name("m");
+    let change = set("rollout", None, json!({ "samples": 1 }), names(&[2], &["champion"]));
+    let revision = apply(&registry, vec![change], None).unwrap().documents[0].as_ref().unwrap().revision;
+    let (generation, last) = (registry.generation(), registry.last_entry());
+    registry.note(&model, "rollout", revision, json!({ "samples": 2 })).unwrap();
+    drop(registry);
+
+    let registry = Registry::open(&dir.path().join("data")).unwrap();
+    let document = registry.document(&model, "rollout").unwrap().unwrap();
+    assert_eq!((document.revision, &document.value["samples"]), (revision, &json!(2)));
+    assert_eq!(document.names, names(&[2], &["champion"]));
+    assert_eq!((registry.generation(), registry.last_entry()), (generation, last));
+    assert!(registry.check().unwrap().problems.is_empty());
+    for (kind, revision, value, code) in [
+        ("rollout", revision + 1, json!(3), ErrorCode::Aborted),
+        ("nothing", revision, json!(3), ErrorCode::Aborted),
+        ("rollout", revision, json!("x".repeat(limits::DOCUMENT_BYTES)), ErrorCode::InvalidArgument),
+    ] {
+        let refused = registry.note(&model, kind, revision, value).unwrap_err();
+        assert_eq!(refused.code(), code, "{refused}");
+    }
+    assert_eq!(registry.document(&model, "rollout").unwrap().unwrap(), document);
+}
