@@ -165,6 +165,8 @@ pub struct Comparison {
     outputs: Vec<Output>,
     outputs_left_out: u64,
     endings: Counts,
+    /// See [`Comparison::disagreement`].
+    disagreement: Share,
     /// Pairs that the primary answered, by whether the candidate failed.
     failures: BetaBinomial,
     primary_latency: Sizes,
@@ -194,6 +196,7 @@ impl Comparison {
                 outputs: Vec::new(),
                 outputs_left_out: 0,
                 endings: Counts::new(),
+                disagreement: Share::default(),
                 failures: BetaBinomial::new(0.5, 0.5)?,
                 primary_latency: latency()?,
                 candidate_latency: latency()?,
@@ -220,6 +223,12 @@ impl Comparison {
         self.pairs
     }
 
+    /// Pairs that disagree, of those that the primary answered: where an output is not there, is of another form or beyond its
+    /// tolerance (in the row that was drawn of the pair), and where the candidate failed.
+    pub fn disagreement(&self) -> Share {
+        self.disagreement
+    }
+
     /// Takes a pair. `inputs` is asked for only if the pair is kept as an example; whether the model's data policy allows that is
     /// the caller's to know.
     pub fn add(&mut self, pair: &Pair<'_>, mut inputs: impl FnMut() -> Option<String>) {
@@ -232,10 +241,14 @@ impl Comparison {
             (Ok(primary), Ok(candidate)) => {
                 self.add_latencies(pair.primary_latency.as_secs_f64(), pair.candidate_latency.as_secs_f64());
                 self.failures.update(0, 1);
-                self.add_outputs(primary, candidate, number)
+                let before = self.disagreeing_outputs();
+                let shown = self.add_outputs(primary, candidate, number);
+                self.disagreement.add(self.disagreeing_outputs() > before);
+                shown
             }
             (Ok(_), Err(_)) => {
                 self.failures.update(1, 0);
+                self.disagreement.add(true);
                 Shown { score: 1.0, reason: "only the candidate failed" }
             }
             (Err(_), Ok(_)) => Shown { score: 1.0, reason: "only the primary failed" },
@@ -286,6 +299,7 @@ impl Comparison {
     fn merge_all(&mut self, other: &Self) -> Result<()> {
         self.pairs += other.pairs;
         self.outputs_left_out += other.outputs_left_out;
+        self.disagreement.merge(other.disagreement);
         for output in &other.outputs {
             match self.outputs.iter().position(|ours| ours.name == output.name) {
                 Some(at) => self.outputs[at].merge(output)?,
@@ -308,6 +322,10 @@ impl Comparison {
         self.divergent.merge(&other.divergent);
         self.random.merge(&other.random);
         Ok(())
+    }
+
+    fn disagreeing_outputs(&self) -> u64 {
+        self.outputs.iter().map(|output| output.pairs.counts().0).sum()
     }
 
     fn add_latencies(&mut self, primary: f64, candidate: f64) {

@@ -431,3 +431,31 @@ fn every_problem_of_a_declaration_is_reported_at_once() {
     }
     assert_eq!(problems.len(), 6, "{problems:#?}");
 }
+
+#[test]
+fn a_pair_disagrees_once_however_many_outputs_do() {
+    let mut comparison = comparison(CompareSpec::default());
+    let (one, two) = (floats(&[1], &[1.0]), floats(&[1], &[2.0]));
+    let both = |a, b| [("y", a), ("z", b)];
+    for (primary, candidate) in [
+        (both(&one, &one), both(&one, &one)),
+        (both(&one, &one), both(&two, &two)),
+        (both(&one, &one), both(&one, &two)),
+    ] {
+        let pair = Pair {
+            id: "id",
+            primary: Ok(&primary),
+            candidate: Ok(&candidate),
+            primary_latency: Duration::ZERO,
+            candidate_latency: Duration::ZERO,
+        };
+        comparison.add(&pair, || None);
+    }
+    assert_eq!(comparison.disagreement(), Share { count: 2, of: 3 });
+    failed(&mut comparison, None, Some(ErrorCode::Internal));
+    failed(&mut comparison, Some(ErrorCode::Internal), Some(ErrorCode::Internal));
+    assert_eq!(comparison.disagreement(), Share { count: 3, of: 4 });
+    let mut merged = comparison.clone();
+    merged.merge(&comparison).unwrap();
+    assert_eq!(merged.disagreement(), Share { count: 6, of: 8 });
+}

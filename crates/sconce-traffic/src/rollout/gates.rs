@@ -27,6 +27,17 @@ pub struct Evidence {
     pub facts: BTreeMap<String, Fact>,
 }
 
+impl Evidence {
+    /// Latencies by how often each was counted, in seconds from 1 µs to 1,000 s.
+    pub fn latencies(counted: impl IntoIterator<Item = (f64, u64)>) -> Option<LogSketch> {
+        let mut sketch = LogSketch::new(0.01, 1e-6, 1e3).ok()?;
+        for (seconds, times) in counted {
+            sketch.update_times(seconds, times).ok()?;
+        }
+        Some(sketch)
+    }
+}
+
 /// Counts of one variant since the epoch began. They never fall within one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {

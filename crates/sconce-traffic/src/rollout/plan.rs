@@ -267,6 +267,8 @@ impl Gate {
 
 /// The fact that labels come for the model.
 pub const ACCURACY: &str = "accuracy";
+/// Metrics that every rollout has.
+const ALWAYS_KNOWN: [&str; 3] = ["error_rate", "success_rate", "latency"];
 /// The fact that a shadow is compared.
 pub const SHADOW_DISAGREEMENT: &str = "shadow_disagreement";
 
@@ -295,10 +297,12 @@ impl Plan {
         if self.gates.len() > MAX_GATES {
             problems.push(format!("gates: expected up to {MAX_GATES}, got {}", self.gates.len()));
         }
-        let mirrors = self.stages().iter().any(|stage| stage.mirror);
+        let mut known = known.clone();
+        if self.stages().iter().any(|stage| stage.mirror) {
+            known.insert(SHADOW_DISAGREEMENT.to_owned());
+        }
         for (at, gate) in self.gates.iter().take(MAX_GATES).enumerate() {
-            let is_known = |name: &str| known.contains(name) || (mirrors && name == SHADOW_DISAGREEMENT);
-            check_gate(&format!("gates[{at}]"), gate, &is_known, &mut problems);
+            check_gate(&format!("gates[{at}]"), gate, &known, &mut problems);
         }
         if problems.is_empty() { Ok(()) } else { Err(Problems(problems)) }
     }
@@ -395,7 +399,7 @@ fn check_switch(switch: &BlueGreen, problems: &mut Vec<String>) {
     }
 }
 
-fn check_gate(place: &str, gate: &Gate, is_known: &dyn Fn(&str) -> bool, problems: &mut Vec<String>) {
+fn check_gate(place: &str, gate: &Gate, known: &BTreeSet<String>, problems: &mut Vec<String>) {
     let mut share = |key: &str, value: Option<f64>, strictly: bool| {
         let good = |value: f64| (0.0..=1.0).contains(&value) && !(strictly && (value == 0.0 || value == 1.0));
         if let Some(value) = value.filter(|value| !good(*value)) {
@@ -415,7 +419,7 @@ fn check_gate(place: &str, gate: &Gate, is_known: &dyn Fn(&str) -> bool, problem
             if *proof && *vs_control == Some(0.0) {
                 problems.push(format!("{place}.vs_control: expected more than 0 to be proven, got 0"));
             }
-            if matches!(gate, Gate::Accuracy { .. }) && !is_known(ACCURACY) {
+            if matches!(gate, Gate::Accuracy { .. }) && !known.contains(ACCURACY) {
                 problems.push(format!("{place}: no labels come for this model, so it has no accuracy"));
             }
         }
@@ -436,12 +440,12 @@ fn check_gate(place: &str, gate: &Gate, is_known: &dyn Fn(&str) -> bool, problem
         }
         Gate::ShadowDisagreement { max, .. } => {
             share("max", Some(*max), true);
-            if !is_known(SHADOW_DISAGREEMENT) {
+            if !known.contains(SHADOW_DISAGREEMENT) {
                 problems.push(format!("{place}: no stage mirrors and the candidate is no shadow"));
             }
         }
         Gate::Monitor { name, pass } => {
-            check_fact(place, "monitor", name, is_known, problems);
+            check_fact(place, "monitor", name, known, problems);
             if pass.is_empty()
                 || pass.iter().any(|state| state.len() > MAX_FACT_NAME_BYTES)
                 || pass.len() > 16
@@ -452,7 +456,7 @@ fn check_gate(place: &str, gate: &Gate, is_known: &dyn Fn(&str) -> bool, problem
             }
         }
         Gate::Prometheus { name, query, min, max } => {
-            check_fact(place, "query that gives a number", name, is_known, problems);
+            check_fact(place, "query that gives a number", name, known, problems);
             if !(1..=MAX_QUERY_BYTES).contains(&query.len()) {
                 problems.push(format!(
                     "{place}.query: expected 1 to {MAX_QUERY_BYTES} bytes, got {}",
@@ -471,16 +475,16 @@ fn check_gate(place: &str, gate: &Gate, is_known: &dyn Fn(&str) -> bool, problem
     }
 }
 
-fn check_fact(
-    place: &str,
-    what: &str,
-    name: &str,
-    is_known: &dyn Fn(&str) -> bool,
-    problems: &mut Vec<String>,
-) {
+fn check_fact(place: &str, what: &str, name: &str, known: &BTreeSet<String>, problems: &mut Vec<String>) {
     if !(1..=MAX_FACT_NAME_BYTES).contains(&name.len()) {
         problems.push(format!("{place}.name: expected 1 to {MAX_FACT_NAME_BYTES} bytes, got {}", name.len()));
-    } else if !is_known(name) {
-        problems.push(format!("{place}.name: there is no {what} `{}`", abbreviate(name)));
+    } else if !known.contains(name) {
+        let mut there_are: Vec<&str> = ALWAYS_KNOWN.to_vec();
+        there_are.extend(known.iter().map(String::as_str));
+        problems.push(format!(
+            "{place}.name: there is no {what} `{}`; there are {}",
+            abbreviate(name),
+            there_are.join(", ")
+        ));
     }
 }

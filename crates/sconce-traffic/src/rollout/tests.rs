@@ -397,7 +397,7 @@ fn every_problem_of_a_plan_is_reported_at_once_and_unknown_metrics_are_refused()
         "gates[2].vs_control: expected a ratio of at least 1, got 0.9",
         "gates[3]: no stage mirrors",
         "gates[4]: no labels come for this model",
-        "gates[5].name: there is no monitor `nobody`",
+        "gates[5].name: there is no monitor `nobody`; there are error_rate, success_rate, latency, it",
         "gates[6].name: there is no query that gives a number `none`",
         "gates[6].query: expected 1 to 4096 bytes, got 0",
         "gates[6]: expected min or max, got neither",

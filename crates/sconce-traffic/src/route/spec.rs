@@ -114,6 +114,21 @@ pub struct ShadowSpec {
     pub share: f64,
 }
 
+impl ShadowSpec {
+    /// One that sees every request, within the defaults.
+    pub fn new(variant: impl Into<String>, target: impl Into<String>) -> Self {
+        Self {
+            variant: variant.into(),
+            id: None,
+            target: target.into(),
+            sample: one(),
+            max_concurrency: four(),
+            max_batch_ms: ten(),
+            share: one(),
+        }
+    }
+}
+
 fn one() -> f64 {
     1.0
 }
