@@ -19,6 +19,7 @@ mod packages;
 mod predictions;
 mod registry;
 mod remote;
+mod rollout;
 mod shadow;
 #[path = "../support/mod.rs"]
 mod support;

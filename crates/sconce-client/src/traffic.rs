@@ -4,7 +4,8 @@ use crate::control_proto as pb;
 use crate::{Items, Options, Result};
 use tonic::transport::Channel;
 
-/// A connection to the traffic of a server, on its control listener: which versions answer which requests, and what shadows show.
+/// A connection to the traffic of a server, on its control listener: which versions answer which requests, what shadows show, and how
+/// rollouts go.
 /// Clones share it, and it reconnects by itself.
 ///
 /// The messages are those of [`control_proto`](crate::control_proto), where each field is explained.
@@ -78,5 +79,41 @@ impl TrafficClient {
         request: pb::WatchShadowRequest,
     ) -> Result<Items<pb::ShadowReportResponse>> {
         Ok(Items::new(self.grpc.clone().watch_shadow(self.caller.untimed(request)).await?.into_inner()))
+    }
+
+    /// Begins a rollout, or says what would begin.
+    pub async fn start_rollout(&self, request: pb::StartRolloutRequest) -> Result<pb::Rollout> {
+        // The candidate may have to be loaded.
+        Ok(self.grpc.clone().start_rollout(self.caller.untimed(request)).await?.into_inner())
+    }
+
+    /// A model's rollout, under way or the last.
+    pub async fn get_rollout(&self, request: pb::GetRolloutRequest) -> Result<pb::Rollout> {
+        Ok(self.grpc.clone().get_rollout(self.caller.call(request)).await?.into_inner())
+    }
+
+    /// The same, each time something changes. It ends with the rollout, or when the server stops.
+    pub async fn watch_rollout(&self, request: pb::GetRolloutRequest) -> Result<Items<pb::Rollout>> {
+        Ok(Items::new(self.grpc.clone().watch_rollout(self.caller.untimed(request)).await?.into_inner()))
+    }
+
+    /// Leaves a rollout's shares as they are.
+    pub async fn pause_rollout(&self, request: pb::SteerRolloutRequest) -> Result<pb::Rollout> {
+        Ok(self.grpc.clone().pause_rollout(self.caller.call(request)).await?.into_inner())
+    }
+
+    /// Lets a paused rollout go on.
+    pub async fn resume_rollout(&self, request: pb::SteerRolloutRequest) -> Result<pb::Rollout> {
+        Ok(self.grpc.clone().resume_rollout(self.caller.call(request)).await?.into_inner())
+    }
+
+    /// Lets the stage begin that waits for it.
+    pub async fn approve_rollout(&self, request: pb::SteerRolloutRequest) -> Result<pb::Rollout> {
+        Ok(self.grpc.clone().approve_rollout(self.caller.call(request)).await?.into_inner())
+    }
+
+    /// Gives all traffic back to the control.
+    pub async fn abort_rollout(&self, request: pb::SteerRolloutRequest) -> Result<pb::Rollout> {
+        Ok(self.grpc.clone().abort_rollout(self.caller.call(request)).await?.into_inner())
     }
 }

@@ -8,6 +8,7 @@ use crate::models::{Account, Models, Said, State, UNLOADED};
 use crate::objectives::{Report, TICK, Watch};
 use crate::predictions::PredictionLog;
 use crate::process;
+use crate::rollout::Rollouts;
 use crate::shadow::Lane;
 use crate::tenants::TenantTable;
 use crate::traffic::{LiveRoute, Variant};
@@ -29,6 +30,7 @@ use tonic_health::server::HealthReporter;
 /// The server behind its listeners.
 pub(crate) struct Door {
     pub(crate) models: Arc<Models>,
+    pub(crate) rollouts: Arc<Rollouts>,
     /// What may be kept of requests.
     pub(crate) content: Content,
     pub(crate) limits: Limits,
@@ -97,6 +99,7 @@ impl Door {
         let limits = config.limits.clone();
         Self {
             prepare: models.prepare.clone(),
+            rollouts: Arc::new(Rollouts::new(Arc::clone(&models))),
             models,
             content: Content::new(config.allow_plaintext),
             budget: ByteBudget::new(limits.max_inflight_bytes),
@@ -295,6 +298,7 @@ impl Door {
             models: self.models.ready().map(model).collect(),
             variants: self.variants(),
             shadows: self.shadows(),
+            rollouts: self.rollouts.sample(),
             recorder: self.recorder.sample(),
             prediction_log: self.predictions.sinks(),
             feedback: self.feedback(),

@@ -19,6 +19,7 @@ mod operation;
 mod predictions;
 mod process;
 mod remote;
+mod rollout;
 mod shadow;
 mod sink;
 mod tenants;
@@ -178,6 +179,10 @@ impl Server {
         tasks.spawn(http::run(door, http.0, tasks.clone(), stop.clone(), abort.clone()));
 
         if let Err(error) = server.door.models.load_all().await {
+            server.shutdown().await;
+            return Err(error.into());
+        }
+        if let Err(error) = server.door.rollouts.take_up_all().await {
             server.shutdown().await;
             return Err(error.into());
         }

@@ -10,6 +10,7 @@ mod health;
 mod inference;
 mod info;
 mod registry;
+mod rollout;
 mod status;
 mod trace_settings;
 mod traffic;

@@ -3,7 +3,9 @@
 use crate::door::Door;
 use crate::grpc::control::{Answer, Items, actor, answer, items, name, refused};
 use crate::grpc::experiments;
+use crate::grpc::rollout;
 use crate::models::{Models, StoredRoute};
+use crate::rollout::Steer;
 use crate::shadow::{Lane, Piece};
 use crate::traffic::{self, Counts, Times};
 use sconce_core::{Error, ModelName, ModelVersion, Result, abbreviate};
@@ -13,7 +15,6 @@ use sconce_registry::By;
 use sconce_traffic::route::{
     Key, OverrideSpec, Route, RouteSpec, ShadowSpec, SplitSpec, Sticky, Target, VariantId,
 };
-use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -45,6 +46,14 @@ impl Traffic {
         report(&self.door.models, &name(model)?, variant).ok_or_else(none)
     }
 
+    async fn steer(&self, request: Request<pb::SteerRolloutRequest>, steer: Steer) -> Answer<pb::Rollout> {
+        let actor = actor(&request)?;
+        let pb::SteerRolloutRequest { model, reason } = request.into_inner();
+        let (name, by) = (name(&model)?, By::new(actor, reason));
+        let seen = self.door.rollouts.steer(&name, steer, by).await.map_err(refused)?;
+        answer(rollout::message(&seen))
+    }
+
     /// The route of `name` as it is now.
     async fn route(&self, name: &ModelName) -> Answer<pb::Route> {
         let stored = self.door.models.stored_route(name).await.map_err(refused)?;
@@ -71,6 +80,7 @@ impl Traffic {
 #[tonic::async_trait]
 impl Service for Traffic {
     type WatchShadowStream = Items<pb::ShadowReportResponse>;
+    type WatchRolloutStream = Items<pb::Rollout>;
 
     async fn get_route(&self, request: Request<pb::GetRouteRequest>) -> Answer<pb::Route> {
         self.route(&name(&request.into_inner().model)?).await
@@ -146,6 +156,63 @@ impl Service for Traffic {
         };
         self.door.models.tasks.spawn(async move { stop.run_until_cancelled(watch).await });
         answer(items(receiver))
+    }
+
+    async fn start_rollout(&self, request: Request<pb::StartRolloutRequest>) -> Answer<pb::Rollout> {
+        let actor = actor(&request)?;
+        let pb::StartRolloutRequest { model, plan_json, reason, dry_run } = request.into_inner();
+        let (name, plan) = (name(&model)?, rollout::plan(&plan_json).map_err(refused)?);
+        let started = self.door.rollouts.start(&name, plan, By::new(actor, reason), dry_run).await;
+        self.door.report_health().await;
+        let seen = started.map_err(refused)?;
+        answer(rollout::message(&seen))
+    }
+
+    async fn get_rollout(&self, request: Request<pb::GetRolloutRequest>) -> Answer<pb::Rollout> {
+        let name = name(&request.into_inner().model)?;
+        let seen = self.door.rollouts.get(&name).await.map_err(refused)?;
+        answer(rollout::message(&seen))
+    }
+
+    async fn watch_rollout(
+        &self,
+        request: Request<pb::GetRolloutRequest>,
+    ) -> Answer<Self::WatchRolloutStream> {
+        let name = name(&request.into_inner().model)?;
+        let mut seen = self.door.rollouts.watch(&name).await.map_err(refused)?;
+        let (sender, receiver) = mpsc::channel(1);
+        let stop = self.door.draining.clone();
+        let watch = async move {
+            loop {
+                tokio::select! {
+                    // Whoever ran it is gone.
+                    changed = seen.changed() => if changed.is_err() { return },
+                    () = sender.closed() => return,
+                }
+                let now = Arc::clone(&seen.borrow_and_update());
+                if sender.send(Ok(rollout::message(&now))).await.is_err() || now.stored.has_ended() {
+                    return;
+                }
+            }
+        };
+        self.door.models.tasks.spawn(async move { stop.run_until_cancelled(watch).await });
+        answer(items(receiver))
+    }
+
+    async fn pause_rollout(&self, request: Request<pb::SteerRolloutRequest>) -> Answer<pb::Rollout> {
+        self.steer(request, Steer::Pause).await
+    }
+
+    async fn resume_rollout(&self, request: Request<pb::SteerRolloutRequest>) -> Answer<pb::Rollout> {
+        self.steer(request, Steer::Resume).await
+    }
+
+    async fn approve_rollout(&self, request: Request<pb::SteerRolloutRequest>) -> Answer<pb::Rollout> {
+        self.steer(request, Steer::Approve).await
+    }
+
+    async fn abort_rollout(&self, request: Request<pb::SteerRolloutRequest>) -> Answer<pb::Rollout> {
+        self.steer(request, Steer::Abort).await
     }
 }
 
@@ -289,24 +356,22 @@ fn to_spec(spec: pb::RouteSpec) -> Result<RouteSpec> {
         splits: splits.into_iter().map(split).collect(),
         sticky: sticky.transpose()?,
         overrides: overrides.into_iter().map(override_of).collect::<Result<_>>()?,
-        shadows: shadows.into_iter().map(to_shadow).collect::<Result<_>>()?,
+        shadows: shadows.into_iter().map(to_shadow).collect(),
     })
 }
 
 /// What is not said is as it is by default.
-fn to_shadow(shadow: pb::Shadow) -> Result<ShadowSpec> {
+fn to_shadow(shadow: pb::Shadow) -> ShadowSpec {
     let pb::Shadow { variant, target, sample, max_concurrency, max_batch_ms, share, id } = shadow;
-    let least = serde_json::from_value(json!({ "variant": variant, "target": target }));
-    let default: ShadowSpec =
-        least.map_err(|error| Error::internal("a shadow has no defaults").with_source(error))?;
-    Ok(ShadowSpec {
+    let default = ShadowSpec::new(variant, target);
+    ShadowSpec {
         id: id.map(VariantId),
         sample: sample.unwrap_or(default.sample),
         max_concurrency: max_concurrency.unwrap_or(default.max_concurrency),
         max_batch_ms: max_batch_ms.unwrap_or(default.max_batch_ms),
         share: share.unwrap_or(default.share),
         ..default
-    })
+    }
 }
 
 fn to_key(what: &str, key: Option<pb::Key>) -> Result<Key> {

@@ -16,7 +16,7 @@ pub(crate) use loader::{Loader, cores};
 pub(crate) use memory::Account;
 pub(crate) use overrides::Said;
 pub(crate) use remotes::RemoteAccess;
-pub(crate) use routes::StoredRoute;
+pub(crate) use routes::{StoredRoute, route_change};
 pub(crate) use stored::Verdict;
 
 use crate::cache::ResponseCache;

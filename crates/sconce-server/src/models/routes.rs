@@ -2,6 +2,7 @@
 //! aliases, in the same swap.
 
 use super::{CHAMPION, Models, is_ready};
+use crate::rollout;
 use crate::traffic::{self, LiveRoute};
 use sconce_core::{Error, ErrorCode, ModelName, ModelVersion, Result};
 use sconce_registry::{
@@ -9,7 +10,6 @@ use sconce_registry::{
     VersionRecord, VersionState, Wanted,
 };
 use sconce_traffic::route::{Route, RouteSpec, Target};
-use serde_json::Value;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -57,8 +57,8 @@ impl Models {
     ///
     /// # Errors
     /// `InvalidArgument` with everything that is wrong with `spec`; `NotFound` for the model, or targets that it does not have;
-    /// `FailedPrecondition` for versions that cannot be served, and on a server without a registry; `Aborted` when `expected` does
-    /// not hold; what loading failed with.
+    /// `FailedPrecondition` for versions that cannot be served, while a rollout is under way, and on a server without a registry;
+    /// `Aborted` when `expected` does not hold; what loading failed with.
     pub(crate) async fn set_route(
         self: &Arc<Self>,
         name: &ModelName,
@@ -69,54 +69,79 @@ impl Models {
         let of = name.clone();
         let read = move |registry: &Registry| {
             let model = registry.model(&of)?;
-            let present = registry.document(&of, traffic::KIND)?;
-            let route = next_route(spec, present.as_ref())?;
-            let (names, answering) = targets(registry, &model, route.spec())?;
-            let value = serde_json::to_value(&route).map_err(|error| {
-                RegistryError::Damaged(format!("model `{of}`: the route cannot be stored: {error}"))
-            })?;
-            Ok((present.map(|present| present.revision), value, names, answering))
+            route_change(registry, &model, Some(spec))
         };
-        let (present, value, names, answering) = self.read(read).await?;
-        let change = change_of_route(expected, present, Some((value, names)));
-        self.change_together(name, answering, Together { documents: vec![change], alias: None }, by).await
+        let (change, answering) = self.read(read).await?;
+        self.change_route(name, change, expected, answering, by).await
     }
 
     /// Takes the route of `name` away. With `expected`, only if it has that revision.
     ///
     /// # Errors
-    /// `NotFound` when there is none; `Aborted` when `expected` does not hold; `FailedPrecondition` on a server without a registry.
+    /// `NotFound` when there is none; `Aborted` when `expected` does not hold; `FailedPrecondition` while a rollout is under way, and
+    /// on a server without a registry.
     pub(crate) async fn clear_route(
         self: &Arc<Self>,
         name: &ModelName,
         expected: Option<u64>,
         by: By,
     ) -> Result<Applied> {
-        let present = self.stored_route(name).await?;
-        let change = change_of_route(expected, Some(present.document.revision), None);
-        let champion = present.model.aliases.get(CHAMPION).map(|alias| alias.version);
-        let together = Together { documents: vec![change], alias: None };
-        self.change_together(name, champion.into_iter().collect(), together, by).await
+        let of = name.clone();
+        let read = move |registry: &Registry| {
+            let model = registry.model(&of)?;
+            route_change(registry, &model, None)
+        };
+        let (change, answering) = self.read(read).await?;
+        if change.is_none() {
+            let message = format!("model `{name}` has no route");
+            return Err(Error::new(ErrorCode::NotFound, message));
+        }
+        self.change_route(name, change, expected, answering, by).await
+    }
+
+    /// Makes a change of the route of `name` that somebody asked for.
+    async fn change_route(
+        self: &Arc<Self>,
+        name: &ModelName,
+        change: Option<DocumentChange>,
+        expected: Option<u64>,
+        answering: Vec<ModelVersion>,
+        by: By,
+    ) -> Result<Applied> {
+        let documents = change.map(|mut change| {
+            if let Some(revision) = expected {
+                change.expected = (revision != 0).then_some(revision);
+            }
+            change
+        });
+        let together = Together { documents: documents.into_iter().collect(), alias: None };
+        let of = name.clone();
+        let check = move |registry: &Registry| rollout::refuse_by_hand(registry, &of, None);
+        self.change_together(name, answering, together, by, check).await
     }
 
     /// Changes documents of `name`, and moves an alias with them, at a moment when the versions that are to answer by them are in
-    /// memory: so no request waits for the change. Runs to its end even if nobody waits for it any more.
+    /// memory, and `check` holds: so no request waits for the change. Runs to its end even if nobody waits for it any more.
     ///
     /// # Errors
-    /// As [`Registry::change_together`]; what loading failed with.
+    /// As [`Registry::change_together`]; what `check` says; what loading failed with.
     pub(crate) async fn change_together(
         self: &Arc<Self>,
         name: &ModelName,
         mut answering: Vec<ModelVersion>,
         together: Together,
         by: By,
+        check: impl FnOnce(&Registry) -> Result<(), RegistryError> + Send + 'static,
     ) -> Result<Applied> {
         let (models, name) = (Arc::clone(self), name.clone());
         answering.extend(together.alias.as_ref().map(|alias| alias.version));
         self.run(async move {
             answering.iter().for_each(|version| models.flights.forgive(&name, *version));
             let of = name.clone();
-            let change = move |registry: &Registry| registry.change_together(&of, together, &by);
+            let change = move |registry: &Registry| {
+                check(registry)?;
+                registry.change_together(&of, together, &by)
+            };
             models.change_when_ready(&name, &answering, change).await
         })
         .await
@@ -151,18 +176,29 @@ impl Models {
     }
 }
 
-/// What changes the route's document. `expected` is what whoever asks for it insists on.
-fn change_of_route(
-    expected: Option<u64>,
-    present: Option<u64>,
-    value: Option<(Value, Names)>,
-) -> DocumentChange {
-    let expected = match expected {
-        None => present,
-        Some(0) => None,
-        Some(revision) => Some(revision),
+/// What makes the route of `model` what `spec` says, or takes it away, and the versions that answer then; no change where there is
+/// nothing to take away.
+///
+/// # Errors
+/// As [`Models::set_route`].
+pub(crate) fn route_change(
+    registry: &Registry,
+    model: &ModelRecord,
+    spec: Option<RouteSpec>,
+) -> Result<(Option<DocumentChange>, Vec<ModelVersion>), RegistryError> {
+    let present = registry.document(&model.name, traffic::KIND)?;
+    let expected = present.as_ref().map(|present| present.revision);
+    let change = |value| DocumentChange { kind: traffic::KIND.to_owned(), expected, value };
+    let Some(spec) = spec else {
+        let champion = model.aliases.get(CHAMPION).map(|alias| alias.version);
+        return Ok((expected.map(|_| change(None)), champion.into_iter().collect()));
     };
-    DocumentChange { kind: traffic::KIND.to_owned(), expected, value }
+    let route = next_route(spec, present.as_ref())?;
+    let (names, answering) = targets(registry, model, route.spec())?;
+    let value = serde_json::to_value(&route).map_err(|error| {
+        RegistryError::Damaged(format!("model `{}`: the route cannot be stored: {error}", model.name))
+    })?;
+    Ok((Some(change(Some((value, names)))), answering))
 }
 
 fn next_route(spec: RouteSpec, present: Option<&Document>) -> Result<Route, RegistryError> {

@@ -7,6 +7,7 @@
 use super::routes::refuse_unservable;
 use super::{CHAMPION, Models, Served, State, UNLOADED, blocking, is_ready, smoke};
 use crate::operation::{operation, traced};
+use crate::rollout;
 use crate::traffic::{self, LiveRoute};
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
@@ -157,7 +158,8 @@ impl Models {
     /// Points `alias` at the version that `text` means, once that is in memory and the model's gates are passed.
     ///
     /// # Errors
-    /// `FailedPrecondition` when a gate fails (unless `force`, which needs a reason) or the version cannot be served; `Aborted`
+    /// `FailedPrecondition` when a gate fails (unless `force`, which needs a reason), the version cannot be served, or a rollout is
+    /// under way for the alias; `Aborted`
     /// when the alias does not point at `expected`; `NotFound`; what loading failed with.
     pub(crate) async fn promote(
         self: &Arc<Self>,
@@ -174,6 +176,7 @@ impl Models {
             let (of, alias_of) = (name.clone(), alias.clone());
             let read = move |registry: &Registry| {
                 let version = registry.resolve(&of, &text)?;
+                rollout::refuse_by_hand(registry, &of, Some(&alias_of))?;
                 let model = registry.model(&of)?;
                 let candidate = registry.version(&of, version)?;
                 let target = |alias: &str| model.aliases.get(alias).map(|alias| alias.version);
@@ -217,48 +220,76 @@ impl Models {
         force: bool,
         by: By,
     ) -> Result<Promotion> {
-        let mut verdicts = gates::check(&gates, candidate, compared.as_ref());
-        self.flights.forgive(name, candidate.version);
-        let served = self.load_now(name, candidate.version).await?;
-        for (index, sample) in gates.smoke.iter().enumerate() {
-            verdicts.push(smoke::smoke(self, &served, index, sample).await);
-        }
-        drop(served);
-        let failed: Vec<String> = verdicts
-            .iter()
-            .filter(|verdict| !verdict.passed)
-            .map(|verdict| format!("{}: {}", verdict.gate, verdict.detail))
-            .collect();
-        if !failed.is_empty() && !force {
-            let message = format!(
-                "model `{name}` version {} does not pass {} gate(s): {}",
-                candidate.version,
-                failed.len(),
-                failed.join("; ")
-            );
-            return Err(Error::new(ErrorCode::FailedPrecondition, message));
+        let verdicts = self.judge(name, &gates, candidate, compared.as_ref()).await?;
+        let failed = refuse_failed(candidate, &verdicts);
+        if !force {
+            failed.as_ref().map_err(Error::repeat)?;
         }
         let (of, alias, version) = (name.clone(), alias.to_owned(), candidate.version);
-        let (forced, metrics) = (force && !failed.is_empty(), candidate.metrics.clone());
+        let (forced, metrics) = (force && failed.is_err(), candidate.metrics.clone());
         let change = move |registry: &Registry| {
-            let as_checked =
-                registry.model(&of)?.gates == gates && registry.version(&of, version)?.metrics == metrics;
-            if !as_checked {
-                let message =
-                    format!("model `{of}`: its gates or version {version}'s metrics changed meanwhile");
-                return Err(RegistryError::Aborted(message));
-            }
+            rollout::refuse_by_hand(registry, &of, Some(&alias))?;
+            check_as_judged(registry, &of, version, &gates, &metrics)?;
             registry.set_alias(&of, &alias, version, Some(expected), forced, &by)
         };
         let changed = self.change_when_ready(name, &[version], change).await?;
         Ok(Promotion { changed, verdicts })
     }
 
+    /// What the gates of `name` say of `candidate`, which is loaded for it, beside what it is `compared` with.
+    ///
+    /// # Errors
+    /// What loading failed with.
+    async fn judge(
+        self: &Arc<Self>,
+        name: &ModelName,
+        gates: &Gates,
+        candidate: &VersionRecord,
+        compared: Option<&VersionRecord>,
+    ) -> Result<Vec<Verdict>> {
+        let mut verdicts = gates::check(gates, candidate, compared);
+        self.flights.forgive(name, candidate.version);
+        let served = self.load_now(name, candidate.version).await?;
+        for (index, sample) in gates.smoke.iter().enumerate() {
+            verdicts.push(smoke::smoke(self, &served, index, sample).await);
+        }
+        Ok(verdicts)
+    }
+
+    /// Asks the gates of `name` whether `alias` may move to `version`. What comes back says whether it still may.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when a gate fails, or the version cannot be served; `NotFound`; what loading failed with.
+    pub(crate) async fn passes_gates(
+        self: &Arc<Self>,
+        name: &ModelName,
+        version: ModelVersion,
+        alias: &str,
+    ) -> Result<impl FnOnce(&Registry) -> Result<(), RegistryError> + Send + use<>> {
+        let (of, alias) = (name.clone(), alias.to_owned());
+        let read = move |registry: &Registry| {
+            let model = registry.model(&of)?;
+            let compared = model.aliases.get(&alias).map(|alias| registry.version(&of, alias.version));
+            Ok((model.gates, registry.version(&of, version)?, compared.transpose()?))
+        };
+        let (gates, candidate, compared) = self.read(read).await?;
+        refuse_unservable(&candidate)?;
+        let was_ready = self.versions(name).get(&version).is_some_and(is_ready);
+        let judged = self.judge(name, &gates, &candidate, compared.as_ref()).await;
+        let passed = judged.and_then(|verdicts| refuse_failed(&candidate, &verdicts));
+        if passed.is_err() && !was_ready {
+            self.release_unwanted(name, version).await;
+        }
+        passed?;
+        let of = name.clone();
+        Ok(move |registry: &Registry| check_as_judged(registry, &of, version, &gates, &candidate.metrics))
+    }
+
     /// Points `alias` at what it pointed at `steps` changes before, once that is in memory. No gate is asked.
     ///
     /// # Errors
-    /// `FailedPrecondition` when it was not changed so often or that version cannot be served; `NotFound`; what loading failed
-    /// with.
+    /// `FailedPrecondition` when it was not changed so often, that version cannot be served, or a rollout is under way for the
+    /// alias; `NotFound`; what loading failed with.
     pub(crate) async fn rollback(
         self: &Arc<Self>,
         name: &ModelName,
@@ -284,6 +315,7 @@ impl Models {
             let version = target.version;
             let was_ready = models.versions(&name).get(&version).is_some_and(is_ready);
             let change = move |registry: &Registry| {
+                rollout::refuse_by_hand(registry, &of, Some(&alias))?;
                 if before(registry, &of, &alias, steps)? != Some(version) {
                     let message = format!("model `{of}`: alias `{alias}` moved meanwhile");
                     return Err(RegistryError::Aborted(message));
@@ -386,7 +418,7 @@ impl Models {
     }
 
     /// Names of all models of the registry.
-    pub(super) async fn stored_models(&self) -> Result<BTreeSet<ModelName>> {
+    pub(crate) async fn stored_models(&self) -> Result<BTreeSet<ModelName>> {
         if self.registry.is_none() {
             return Ok(BTreeSet::new());
         }
@@ -605,13 +637,46 @@ impl Models {
     }
 
     /// Runs `work` to its end even if nobody waits for it any more.
-    pub(super) async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
         let task = self.tasks.spawn(work.in_current_span());
         task.await.unwrap_or_else(|error| Err(Error::internal("the change was cut off").with_source(error)))
     }
+}
+
+/// Refuses a candidate that does not pass its gates.
+///
+/// # Errors
+/// `FailedPrecondition` with each of them.
+fn refuse_failed(candidate: &VersionRecord, verdicts: &[Verdict]) -> Result<()> {
+    let failed = verdicts.iter().filter(|verdict| !verdict.passed);
+    let failed: Vec<String> = failed.map(|verdict| format!("{}: {}", verdict.gate, verdict.detail)).collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let VersionRecord { model, version, .. } = candidate;
+    let (count, failed) = (failed.len(), failed.join("; "));
+    let message = format!("model `{model}` version {version} does not pass {count} gate(s): {failed}");
+    Err(Error::new(ErrorCode::FailedPrecondition, message))
+}
+
+/// Refuses what was judged by something else than there is now.
+fn check_as_judged(
+    registry: &Registry,
+    name: &ModelName,
+    version: ModelVersion,
+    gates: &Gates,
+    metrics: &BTreeMap<String, f64>,
+) -> Result<(), RegistryError> {
+    let is_same =
+        registry.model(name)?.gates == *gates && registry.version(name, version)?.metrics == *metrics;
+    if is_same {
+        return Ok(());
+    }
+    let message = format!("model `{name}`: its gates or version {version}'s metrics changed meanwhile");
+    Err(RegistryError::Aborted(message))
 }
 
 /// What `alias` pointed at `steps` changes ago; `None` when there is no such alias or time.

@@ -90,6 +90,12 @@ impl Findings {
         comparison.as_ref().map(|(_, comparison)| comparison.report())
     }
 
+    /// Compared requests, and those of them that disagree, as far as they are about the candidate there is.
+    pub(crate) fn disagreement(&self) -> compare::Share {
+        let comparison = self.comparison.lock().unwrap_or_else(PoisonError::into_inner);
+        comparison.as_ref().map(|(_, comparison)| comparison.disagreement()).unwrap_or_default()
+    }
+
     /// Counts a request that was offered and will not run.
     pub(super) fn dropped(&self, reason: &'static str) {
         *self.found().dropped.entry(reason).or_default() += 1;

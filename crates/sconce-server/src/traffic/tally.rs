@@ -72,6 +72,34 @@ impl Times {
         self.0[bucket.min(Self::BUCKETS - 1)] += 1;
     }
 
+    /// What was added since `before`, which is of the same.
+    pub(crate) fn since(&self, before: &Self) -> Self {
+        let mut since = self.clone();
+        since
+            .0
+            .iter_mut()
+            .zip(before.0.iter())
+            .for_each(|(count, before)| *count = count.saturating_sub(*before));
+        since
+    }
+
+    /// Takes what `other` took.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0.iter()).for_each(|(count, more)| *count += more);
+    }
+
+    /// Times in seconds and how many there are of each; those that are none are left out.
+    pub(crate) fn seconds(&self) -> impl Iterator<Item = (f64, u64)> {
+        let counts = self.0.iter().enumerate().filter(|(_, count)| **count > 0);
+        counts.map(|(at, count)| (Self::middle(at).as_secs_f64(), *count))
+    }
+
+    /// The middle of a bucket, on the scale it is one of.
+    fn middle(at: usize) -> Duration {
+        let us = ((at as f64 + 0.5) / f64::from(Self::STEPS)).exp2();
+        Duration::from_secs_f64(us / 1e6)
+    }
+
     /// The time that a part `q` of all, 0 to 1, took at most; `None` where there is none.
     pub(crate) fn quantile(&self, q: f64) -> Option<Duration> {
         let total: u64 = self.0.iter().sum();
@@ -85,9 +113,7 @@ impl Times {
             below += count;
             below >= rank
         })?;
-        // The middle of the bucket, on the scale it is one of.
-        let us = ((at as f64 + 0.5) / f64::from(Self::STEPS)).exp2();
-        Some(Duration::from_secs_f64(us / 1e6))
+        Some(Self::middle(at))
     }
 }
 
@@ -112,6 +138,13 @@ mod tests {
             let found = times.quantile(q).unwrap().as_secs_f64() * 1e6;
             assert!((found / us - 1.0).abs() < 0.012, "{q}: {found}, expected {us}");
         }
+        let before = times.clone();
+        times.add(Duration::from_millis(7));
+        let mut since = times.since(&before);
+        assert_eq!(since.seconds().map(|(_, count)| count).collect::<Vec<_>>(), [1]);
+        assert!((since.seconds().next().unwrap().0 / 0.007 - 1.0).abs() < 0.012);
+        since.merge(&before);
+        assert_eq!(since, times);
         times = Times::default();
         [Duration::ZERO, Duration::from_secs(100_000)].into_iter().for_each(|time| times.add(time));
         assert!(times.quantile(0.5).unwrap() < Duration::from_micros(2));

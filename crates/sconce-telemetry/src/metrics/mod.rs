@@ -2,11 +2,13 @@
 //! scheduler keeps anyway, so the request path pays nothing for it.
 
 mod models;
+mod rollouts;
 mod server;
 mod text;
 mod traffic;
 mod triton;
 
+pub use rollouts::{RolloutSample, RolloutsSample};
 pub use text::Format;
 pub use traffic::{ShadowSample, VariantSample};
 
@@ -218,6 +220,8 @@ pub struct Scrape {
     pub variants: Vec<VariantSample>,
     /// The shadows of models.
     pub shadows: Vec<ShadowSample>,
+    /// Rollouts.
+    pub rollouts: RolloutsSample,
     /// Traces and log lines.
     pub recorder: RecorderSample,
     /// The prediction log, by sink.
@@ -279,6 +283,7 @@ impl Collector for Scrape {
         self.encode_histograms(&mut encoder)?;
         self.encode_traffic(&mut encoder)?;
         self.encode_shadows(&mut encoder)?;
+        self.encode_rollouts(&mut encoder)?;
         if self.triton_names { self.encode_triton_names(&mut encoder) } else { Ok(()) }
     }
 }
