@@ -20,6 +20,7 @@ mod progress;
 mod records;
 mod registry;
 mod report;
+mod rollout;
 mod serve;
 mod shadow;
 mod table;
@@ -58,6 +59,8 @@ enum Command {
     Traffic(traffic::Args),
     /// Let a version see a model's requests without answering any, and say how it compares
     Shadow(shadow::Args),
+    /// Move a model's traffic to a candidate, stage by stage, while the evidence holds
+    Rollout(rollout::Args),
     /// Find out which variant of a model does better by what its users do
     Experiment(experiment::Args),
     /// Record what turned out to be true of predictions, and list it beside them
@@ -102,6 +105,7 @@ fn main() -> ExitCode {
         Command::Model(args) => model::run(args),
         Command::Traffic(args) => traffic::run(args),
         Command::Shadow(args) => shadow::run(args),
+        Command::Rollout(args) => rollout::run(args),
         Command::Experiment(args) => experiment::run(args),
         Command::Feedback(args) => feedback::run(args),
         Command::Health(args) => health::run(args),

@@ -84,6 +84,47 @@ def test_traffic_follows_the_alias(two_versions):
     assert ask(two_versions) == "1"
 
 
+def test_a_rollout_is_checked_started_steered_and_watched_to_its_end(two_versions, tmp_path):
+    plan = tmp_path / "plan.toml"
+    plan.write_text('''
+        candidate = "2"
+        gates = [{ metric = "error_rate", max = 0.5 }]
+        [strategy.canary]
+        stages = [
+            { percent = 50, min_seconds = 0, min_samples = 1, approval = true },
+            { percent = 100, min_seconds = 0, min_samples = 1, approval = true },
+        ]
+    ''')
+    words = ("rollout", "start", MODEL, "--plan", plan)
+    would = two_versions.json("rollout", "check", MODEL, "--plan", plan)
+    assert (would["revision"], would["state"], would["stages"]) == (None, "awaiting_approval", 2)
+    assert "has no rollout" in two_versions.run("rollout", "status", MODEL, code=1)
+    assert two_versions.json(*words, "--reason", "a test")["candidate"] == {"version": 2, "variant": "v2"}
+    assert "a rollout of version 2 is under way" in two_versions.run("model", "promote", MODEL, "2", code=1)
+    assert two_versions.json("rollout", "pause", MODEL)["paused_because"] == "operator"
+    assert "expected one that is awaiting approval" in two_versions.run("rollout", "approve", MODEL, code=1)
+    two_versions.run("rollout", "resume", MODEL)
+    assert "stage 1 of 2: 50 % of requests" in two_versions.run("rollout", "approve", MODEL)
+    while two_versions.json("rollout", "status", MODEL)["stage"] == 1:
+        ask(two_versions)
+    two_versions.run("rollout", "abort", MODEL, "--reason", "enough")
+    # An event a line; the exit code says how it ended.
+    watched = two_versions.run("rollout", "watch", MODEL, code=4).splitlines()
+    assert "stage 1 begins: 50 % of requests" in watched[4] and watched[-1].endswith("aborted: enough (by tester)")
+    two_versions.run(*words)
+    two_versions.run("rollout", "approve", MODEL)
+    while two_versions.json("rollout", "status", MODEL)["stage"] == 1:
+        ask(two_versions)
+    two_versions.run("rollout", "approve", MODEL)
+    while two_versions.json("rollout", "status", MODEL)["state"] != "promoted":
+        ask(two_versions)
+    states = [json.loads(line)["state"] for line in two_versions.run("rollout", "watch", MODEL, "--json").splitlines()]
+    assert states == ["promoted"] and ask(two_versions) == "2"
+
+    plan.write_text('candidate = "1"\nstrategy = { canary = { stages = [] } }\ncolour = 1')
+    assert "colour" in two_versions.run("rollout", "check", MODEL, "--plan", plan, code=1)
+
+
 def test_a_gate_refuses_until_it_is_forced(two_versions, tmp_path):
     gates = tmp_path / "gates.json"
     gates.write_text(json.dumps({"min_metrics": {"accuracy": 0.955}}))

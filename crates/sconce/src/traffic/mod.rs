@@ -13,7 +13,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// The most bytes of a file that declares a route: more than one may have.
+/// The most bytes of a file that declares something: more than any may have.
 const FILE_BYTES: u64 = 1 << 20;
 
 #[derive(Debug, clap::Args)]
@@ -230,6 +230,11 @@ fn place(key: &Key) -> String {
 }
 
 fn read(path: &Path) -> Result<RouteSpec, Failure> {
+    parse(&read_text(path)?).map_err(|error| format!("{}: {error}", path.display()).into())
+}
+
+/// What a file that declares something says; `-` is the standard input.
+pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
     let cannot = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
     let mut text = String::new();
     let read = match path.to_str() {
@@ -240,7 +245,7 @@ fn read(path: &Path) -> Result<RouteSpec, Failure> {
     if text.len() as u64 > FILE_BYTES {
         return Err(format!("{}: expected at most {FILE_BYTES} bytes", path.display()).into());
     }
-    parse(&text).map_err(|error| format!("{}: {error}", path.display()).into())
+    Ok(text)
 }
 
 /// A route as a file declares it: JSON if it begins so, else TOML. What `get --json` prints may be given whole.
