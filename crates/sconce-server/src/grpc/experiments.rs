@@ -4,6 +4,7 @@ use crate::door::Door;
 use crate::feedback::experiments::{Evaluation, KIND, Stored, evaluate, is_whole};
 use crate::feedback::now_ms;
 use crate::grpc::control::{Answer, answer, name, refused};
+use crate::rollout;
 use crate::traffic;
 use sconce_core::ModelName;
 use sconce_proto::sconce as pb;
@@ -32,6 +33,8 @@ pub(super) async fn start(
     let of = name.clone();
     let read = move |registry: &sconce_registry::Registry| {
         registry.model(&of)?;
+        // A rollout moves shares, which are to stay as they are.
+        rollout::refuse_by_hand(registry, &of, None)?;
         Ok((registry.document(&of, traffic::KIND)?, registry.document(&of, KIND)?))
     };
     let (route, present) = door.models.read(read).await.map_err(refused)?;
@@ -140,6 +143,7 @@ async fn write(
         .map_err(|error| Status::internal(format!("the experiment cannot be stored: {error}")))?;
     let change = DocumentChange { kind: KIND.to_owned(), expected, value: Some((value, Names::default())) };
     let together = Together { documents: vec![change], alias: None };
-    door.models.change_together(name, Vec::new(), together, by).await.map_err(refused)?;
+    let change = door.models.change_together(name, Vec::new(), together, by, |_| Ok(()));
+    change.await.map_err(refused)?;
     Ok(())
 }
