@@ -185,7 +185,7 @@ fn a_bad_change_is_refused_whole() {
     let twice = vec![set("a", None, json!(1), none()), set("a", None, json!(2), none())];
     check(twice, None, InvalidArgument, "changed twice");
     let long = json!("x".repeat(limits::DOCUMENT_BYTES));
-    check(one("a", None, long), None, InvalidArgument, "expected up to 262144 bytes");
+    check(one("a", None, long), None, InvalidArgument, "expected up to 524288 bytes");
     let named = |names| vec![set("a", None, json!(1), names)];
     check(named(names(&[9], &[])), None, NotFound, "document `a`: model `m`: no version 9");
     check(named(names(&[3], &[])), None, FailedPrecondition, "version 3 is archived");
