@@ -1,6 +1,6 @@
 //! The health report: a server that is well, models that keep nothing of what is expected of them, and what cannot be loaded.
 
-use crate::support::{Folder, Running, identity_request, matrix};
+use crate::support::{Folder, Running, identity_request, matrix, until};
 use sconce_client::{Code, HealthClient, InferRequest, Options};
 use sconce_proto::sconce as pb;
 use sconce_server::ModelObjectives;
@@ -13,6 +13,17 @@ async fn health(server: &Running) -> HealthClient {
 fn objective<'a>(report: &'a pb::HealthReport, model: &str, name: &str) -> &'a pb::SloObjective {
     let model = report.models.iter().find(|one| one.model == model).unwrap();
     model.objectives.iter().find(|one| one.name == name).unwrap()
+}
+
+/// The report once `requests` to `model` were counted: that is when the last byte of each answer has left.
+async fn counted(health: &HealthClient, model: &str, requests: u64) -> pb::HealthReport {
+    let mut report = pb::HealthReport::default();
+    until("the requests to be counted", async || {
+        report = health.health(None).await.unwrap();
+        objective(&report, model, "error_rate").windows[0].requests == requests
+    })
+    .await;
+    report
 }
 
 fn alerts(report: &pb::HealthReport) -> Vec<(&str, &str, &str)> {
@@ -37,7 +48,7 @@ async fn a_server_that_answers_in_time_is_healthy_and_one_that_does_not_says_who
     for _ in 0..20 {
         client.infer(identity_request("good", 1)).await.unwrap();
     }
-    let report = health.health(None).await.unwrap();
+    let report = counted(&health, "good", 20).await;
     assert_eq!((report.status(), alerts(&report)), (pb::HealthStatus::Healthy, vec![]), "{report:?}");
     for name in ["p95_ms", "p99_ms", "error_rate", "availability"] {
         let kept = objective(&report, "good", name);
@@ -54,7 +65,8 @@ async fn a_server_that_answers_in_time_is_healthy_and_one_that_does_not_says_who
         assert_eq!(client.infer(wrong).await.unwrap_err().code(), Code::InvalidArgument);
         client.infer(identity_request("late", 1)).await.unwrap();
     }
-    let report = health.health(None).await.unwrap();
+    counted(&health, "good", 30).await;
+    let report = counted(&health, "late", 10).await;
     let critical = |model| ("critical", "SconceSloBurnFast", model);
     assert_eq!(alerts(&report), [critical("good"), critical("late")]);
     assert_eq!(report.status(), pb::HealthStatus::Unhealthy);
@@ -83,12 +95,13 @@ async fn requests_that_are_not_answered_in_time_or_find_no_model_count_against_a
     let server = Running::start(&folder).await;
     let (client, health) = (server.client().await, health(&server).await);
     for _ in 0..6 {
-        let request = identity_request("slow", 1).deadline(Duration::from_millis(10));
+        let request = identity_request("slow", 1).timeout(Duration::from_millis(10));
         assert_eq!(client.infer(request).await.unwrap_err().code(), Code::DeadlineExceeded);
         let error = client.infer(identity_request("broken", 1)).await.unwrap_err();
         assert_eq!(error.code(), Code::Unavailable);
     }
-    let report = health.health(None).await.unwrap();
+    counted(&health, "slow", 6).await;
+    let report = counted(&health, "broken", 6).await;
     for model in ["slow", "broken"] {
         let availability = objective(&report, model, "availability");
         assert_eq!(
