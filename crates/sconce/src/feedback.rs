@@ -316,8 +316,11 @@ impl<R: Read> Lines<R> {
                 break (*at, serde_json::from_slice::<Line>(&line).map_err(|error| error.to_string()));
             },
             Self::Csv(reader) => {
+                // The header is read first: a record begins where the reader stands before it.
+                reader.headers()?;
+                let at = reader.position().line();
                 let Some(line) = reader.deserialize::<Line>().next() else { return Ok(None) };
-                (reader.position().line(), line.map_err(|error| error.to_string()))
+                (at, line.map_err(|error| error.to_string()))
             }
         };
         let outcome = line.and_then(Line::outcome);
@@ -369,7 +372,8 @@ mod tests {
         for (name, text, says) in [
             ("x.jsonl", "{\"prediction_id\": \"a\"}", "line 1: expected one of label, number and converted"),
             ("x.jsonl", "\n{\"prediction\": \"a\"}", "line 2: unknown field"),
-            ("x.csv", "prediction_id,label\na,b\nc\n", "line"),
+            ("x.csv", "prediction_id,label\na,b\nc\n", "line 3: "),
+            ("x.csv", "prediction_id,label\na,\n", "line 2: expected one of"),
             ("x.txt", "", "expected a name"),
         ] {
             let error = read(name, text).unwrap_err();
