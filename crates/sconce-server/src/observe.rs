@@ -82,8 +82,7 @@ impl Drop for Observation {
         }
         self.recorder.observe(&self.observed);
         if let Some(ends) = &self.ends {
-            let time = self.observed.ended_at.saturating_duration_since(self.observed.arrived_at);
-            ends.count(self.observed.code, time);
+            ends.count(self.observed.code, self.observed.time());
         }
         if let Some(draft) = self.draft.take() {
             draft.offer(&self.observed);

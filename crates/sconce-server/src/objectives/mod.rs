@@ -9,7 +9,7 @@ pub(crate) use windows::{Counts, Ends, SPANS, WINDOWS};
 
 use sconce_core::{ModelName, abbreviate};
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use windows::Windows;
@@ -250,7 +250,8 @@ impl Watch {
         at: SystemTime,
     ) -> Vec<Report> {
         let mut models = self.models();
-        models.retain(|name, _| ends.iter().any(|(known, _)| known == name));
+        let known: BTreeSet<&ModelName> = ends.iter().map(|(name, _)| name).collect();
+        models.retain(|name, _| known.contains(name));
         let mut reports = Vec::with_capacity(ends.len());
         for (model, ends) in ends {
             let counts = ends.counts();

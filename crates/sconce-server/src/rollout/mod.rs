@@ -8,6 +8,7 @@ mod stored;
 
 pub(crate) use stored::Stored;
 
+use crate::feedback::now_ms;
 use crate::models::{Models, route_change};
 use crate::operation::{operation, traced};
 use evidence::Gathered;
@@ -18,7 +19,7 @@ use sconce_traffic::rollout::{Action, End, Event, GateVerdict, Phase, Plan, Roll
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -550,10 +551,4 @@ fn to_value(name: &ModelName, stored: &Stored) -> Result<serde_json::Value, Regi
     serde_json::to_value(stored).map_err(|error| {
         RegistryError::Damaged(format!("model `{name}`: the rollout cannot be stored: {error}"))
     })
-}
-
-/// Milliseconds since 1970.
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
