@@ -121,12 +121,12 @@ pub(crate) fn simulate(
     seed: u64,
 ) -> Outcome {
     let device = Device::new(1);
-    let model = || {
+    let model = |number: usize| {
         let mut batcher = Batcher::new(batching.clone(), 1);
         // As the server's warm-up.
         let warm = Work { rows: 1, tokens: 16 };
         batcher.observe(warm, Duration::from_secs_f64(cost.of_batch(warm)));
-        Model { batcher, client: device.client(), worker: Worker::Idle }
+        Model { batcher, client: device.client(&number.to_string()), worker: Worker::Idle }
     };
     let slots = if policy.is_fair() { Slots::Fair(Arbiter::new(1)) } else { Slots::Fifo(VecDeque::new()) };
     let simulation = Simulation {
@@ -136,7 +136,7 @@ pub(crate) fn simulate(
         slo,
         start: Instant::now(),
         now: Duration::ZERO,
-        models: std::iter::repeat_with(model).take(models).collect(),
+        models: (0..models).map(model).collect(),
         slots,
         asked: None,
         rivals_at: None,

@@ -1,13 +1,14 @@
 use crate::batcher::{CREDIT, RIVALRY};
 use std::collections::VecDeque;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// One model version in the eyes of a device.
+/// A model in the eyes of a device. Its versions are one: requests that came before a swap go before those that came after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ClientId(usize);
+pub struct ClientId(u64);
 
 /// A place in the line for a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -140,7 +141,8 @@ pub struct Device {
     state: Mutex<State>,
     /// Claims that wait, readable without the lock.
     waiting: AtomicUsize,
-    next_client: AtomicUsize,
+    /// Makes identities of names.
+    names: RandomState,
 }
 
 #[derive(Debug)]
@@ -191,7 +193,7 @@ impl Device {
                 shadows: Vec::new(),
             }),
             waiting: AtomicUsize::new(0),
-            next_client: AtomicUsize::new(0),
+            names: RandomState::new(),
         }
     }
 
@@ -200,9 +202,9 @@ impl Device {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// A new client's identity.
-    pub fn client(&self) -> ClientId {
-        ClientId(self.next_client.fetch_add(1, Ordering::Relaxed))
+    /// A model's identity.
+    pub fn client(&self, model: &str) -> ClientId {
+        ClientId(self.names.hash_one(model))
     }
 
     /// Waits for a slot, for a client of `weight`.
@@ -424,7 +426,7 @@ mod tests {
             let mut tickets = std::collections::HashMap::new();
             let claim = |arbiter: &mut Arbiter, model: usize, now: u64, running: &mut Vec<(u64, usize)>,
                              tickets: &mut std::collections::HashMap<Ticket, usize>| {
-                match arbiter.claim(ClientId(model)) {
+                match arbiter.claim(ClientId(model as u64)) {
                     Claim::Granted => running.push((now + models[model].0, model)),
                     Claim::Wait(ticket) => { tickets.insert(ticket, model); }
                 }
@@ -437,7 +439,7 @@ mod tests {
                 let (now, model) = running.pop().unwrap();
                 let (took, weight) = models[model];
                 used[model] += took;
-                let granted = arbiter.release(ClientId(model), weight as f32, MS * took as u32);
+                let granted = arbiter.release(ClientId(model as u64), weight as f32, MS * took as u32);
                 if let Some(next) = granted.and_then(|ticket| tickets.remove(&ticket)) {
                     running.push((now + models[next].0, next));
                 }
@@ -456,9 +458,23 @@ mod tests {
     }
 
     #[test]
+    fn versions_of_a_model_go_in_the_order_in_which_they_came() {
+        let device = Device::new(1);
+        let (old, new) = (device.client("one"), device.client("one"));
+        assert_eq!(old, new);
+        let mut arbiter = Arbiter::new(1);
+        assert_eq!(arbiter.claim(old), Claim::Granted);
+        arbiter.charge(old, 1.0, 60_000 * MS);
+        let tickets = [old, new, old].map(|client| arbiter.claim(client));
+        let other = arbiter.claim(device.client("other"));
+        let served: Vec<_> = (0..4).map(|_| Claim::Wait(arbiter.release(old, 1.0, MS).unwrap())).collect();
+        assert_eq!(served, [other, tickets[0], tickets[1], tickets[2]]);
+    }
+
+    #[test]
     fn a_model_that_never_leaves_the_line_still_sees_its_rivals() {
         let device = Device::new(1);
-        let (greedy, modest) = (device.client(), device.client());
+        let (greedy, modest) = (device.client("greedy"), device.client("modest"));
         let mut slot = device.acquire(greedy, 1.0);
         assert!(!slot.has_rivals());
         std::thread::scope(|scope| {
@@ -480,9 +496,10 @@ mod tests {
         let device = Device::new(2);
         let (running, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
         std::thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| {
-                    let client = device.client();
+            for number in 0..8 {
+                let client = device.client(&format!("model {}", number / 2));
+                let (device, running, most) = (&device, &running, &most);
+                scope.spawn(move || {
                     for _ in 0..200 {
                         let slot = device.acquire(client, 1.0);
                         most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);

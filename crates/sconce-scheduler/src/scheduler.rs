@@ -140,8 +140,8 @@ impl Job {
 }
 
 impl Scheduler {
-    /// Starts `instances` workers (at least 1) for `model` on `device`, and waits until each has its backend. `name` is in
-    /// the threads' names.
+    /// Starts `instances` workers (at least 1) for `model` on `device`, and waits until each has its backend. `name` is the
+    /// model's, whose versions share the device as one; it is in the threads' names.
     ///
     /// # Errors
     /// `Internal` when a thread or an instance cannot be made; nothing is left running then.
@@ -163,7 +163,7 @@ impl Scheduler {
         let shared = Arc::new_cyclic(|this: &Weak<Shared>| Shared {
             this: Weak::clone(this) as Weak<dyn AwaitsIdle>,
             model,
-            client: device.client(),
+            client: device.client(name),
             weight: policy.weight,
             device,
             max_rows: policy.max_rows,
