@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "sconce/v1/experiment.proto",
             "sconce/v1/feedback.proto",
             "sconce/v1/health.proto",
+            "sconce/v1/monitor.proto",
             "sconce/v1/registry.proto",
             "sconce/v1/traffic.proto",
         ],

@@ -154,11 +154,17 @@ DASHBOARDS = [
         panel("What became of shadows' requests", (rate("sconce_shadow_compared_total", one, "variant"), "{{variant}}: compared"),
               (rate("sconce_shadow_dropped_total", one, "variant, reason"), "{{variant}}: dropped, {{reason}}"),
               (rate("sconce_shadow_failed_total", one, "variant, status"), "{{variant}}: failed, {{status}}"), unit="reqps"),
+        panel("Where rollouts stand", (f"sconce_rollout_percent{{{one}}}", "{{instance}}: the candidate's percent"),
+              (f"sconce_rollout_stage{{{one}}}", "{{instance}}: stage"), (f"sconce_rollout_blocked{{{one}}}", "{{instance}}: kept from going on")),
         panel("What each version is", (
             f"max by (version, family, precision, device, instances) (sconce_model_info{{{one}}})",
             "{{version}}: {{family}}, {{precision}} on {{device}}, {{instances}} instances")),
     ]),
-    dashboard("drift", "drift", "Has what callers send changed? What counters tell of it; distributions are not in metrics.", [JOB, MODEL], [
+    dashboard("drift", "drift", "Has what callers send, or models answer, changed?", [JOB, MODEL], [
+        panel("How watched versions stand", (f"sconce_drift_state{{{one}}}", "version {{version}}: {{state}}"),
+              about="By `sconce monitor`: drifted until it is shown to be stable. `sconce drift report` says all of it."),
+        panel("How far features are from the reference", (f"topk(10, sconce_drift_psi{{{one}}})", "version {{version}}: {{feature}}"),
+              about="The stability index less what chance adds: 0.1 is a change that one looks at, 0.25 a large one."),
         panel("Share of requests that do not fit the signature", (
             f'{rate("sconce_predictions_total", one_invalid, "model")} / {rate("sconce_predictions_total", one, "model")}',
             "{{model}}"), unit="percentunit", about="A caller that was changed often shows here first."),

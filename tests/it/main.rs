@@ -15,6 +15,7 @@ mod health;
 mod layering;
 mod lifecycle;
 mod limits;
+mod monitor;
 mod packages;
 mod predictions;
 mod registry;

@@ -22,7 +22,7 @@ const ALPHA: f64 = 0.05;
 /// Jeffreys' prior of a cell.
 const SMOOTHING: f64 = 0.5;
 /// Beyond this every e-value is infinite enough.
-const MOST_LOG_E: f64 = 600.0;
+pub(crate) const MOST_LOG_E: f64 = 600.0;
 
 /// How live rows are watched.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

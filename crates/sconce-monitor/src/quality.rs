@@ -122,7 +122,7 @@ pub(crate) fn stale(last_ms: u64, now_ms: u64, allowed_ms: u64) -> Check {
         reference: allowed_ms as f64,
         current: passed as f64,
         interval: Interval { low: difference, high: difference },
-        log_evidence: f64::INFINITY,
+        log_evidence: crate::monitor::MOST_LOG_E,
     }
 }
 

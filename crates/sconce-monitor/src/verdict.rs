@@ -1,6 +1,6 @@
 use crate::quality::Check;
 use sconce_stats::Interval;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// What can be said of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,12 +78,16 @@ pub struct Cell {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Numeric {
     /// Mean and standard deviation of the reference.
+    #[serde(deserialize_with = "pair")]
     pub reference: (f64, f64),
     /// Of these rows.
+    #[serde(deserialize_with = "pair")]
     pub current: (f64, f64),
     /// The reference's quantiles at 5, 25, 50, 75 and 95 %.
+    #[serde(deserialize_with = "quantiles")]
     pub reference_quantiles: [f64; 5],
     /// Those of these rows, from the counts of bins: about.
+    #[serde(deserialize_with = "quantiles")]
     pub current_quantiles: [f64; 5],
 }
 
@@ -113,6 +117,16 @@ impl Verdict {
     pub fn failed(&self) -> Vec<&Check> {
         self.checks.iter().filter(|check| check.state == State::Drifted).collect()
     }
+}
+
+/// JSON has no NaN: it is `null` there.
+fn pair<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(f64, f64), D::Error> {
+    let (first, second) = <(Option<f64>, Option<f64>)>::deserialize(deserializer)?;
+    Ok((first.unwrap_or(f64::NAN), second.unwrap_or(f64::NAN)))
+}
+
+fn quantiles<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[f64; 5], D::Error> {
+    Ok(<[Option<f64>; 5]>::deserialize(deserializer)?.map(|it| it.unwrap_or(f64::NAN)))
 }
 
 impl State {

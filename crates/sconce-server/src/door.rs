@@ -5,6 +5,7 @@ use crate::content::Content;
 use crate::dispatch::PreparePool;
 use crate::feedback::Exposures;
 use crate::models::{Account, Models, Said, State, UNLOADED};
+use crate::monitors::Monitors;
 use crate::objectives::{Report, TICK, Watch};
 use crate::predictions::PredictionLog;
 use crate::process;
@@ -55,6 +56,8 @@ pub(crate) struct Door {
     pub(crate) predictions: Arc<PredictionLog>,
     /// Where it is noted which variant made a prediction; `None` without a registry.
     pub(crate) exposures: Option<Arc<Exposures>>,
+    /// What is held against a reference; `None` without a registry.
+    pub(crate) monitors: Option<Arc<Monitors>>,
     pub(crate) outcomes: Outcomes,
 }
 
@@ -95,6 +98,7 @@ impl Door {
         recorder: Arc<Recorder>,
         predictions: Arc<PredictionLog>,
         exposures: Option<Arc<Exposures>>,
+        monitors: Option<Arc<Monitors>>,
     ) -> Self {
         let limits = config.limits.clone();
         Self {
@@ -117,6 +121,7 @@ impl Door {
             objectives: Watch::new(config.objectives.clone()),
             predictions,
             exposures,
+            monitors,
             outcomes: Outcomes::default(),
         }
     }
@@ -195,7 +200,8 @@ impl Door {
             let removed = (stats.expired, stats.evicted);
             JournalSample { topic: name, entries: stats.entries, bytes: stats.bytes, removed }
         };
-        let topics = [(Topic::Exposures, "exposures"), (Topic::Feedback, "feedback")];
+        let topics =
+            [(Topic::Exposures, "exposures"), (Topic::Feedback, "feedback"), (Topic::Monitors, "monitors")];
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let Outcomes { recorded, replaced, unknown } = &self.outcomes;
         let outcomes =
@@ -302,6 +308,8 @@ impl Door {
             recorder: self.recorder.sample(),
             prediction_log: self.predictions.sinks(),
             feedback: self.feedback(),
+            monitors: self.monitors.as_ref().map(|monitors| monitors.sample()).unwrap_or_default(),
+            monitors_sink: self.monitors.as_ref().map(|monitors| monitors.sink()),
             process,
             runtime: RuntimeSample {
                 workers: runtime.num_workers(),

@@ -13,6 +13,7 @@ mod feedback;
 mod grpc;
 mod http;
 mod models;
+mod monitors;
 mod objectives;
 mod observe;
 mod operation;
@@ -38,6 +39,7 @@ use door::Door;
 use feedback::Exposures;
 use grpc::{Listener, Role};
 use models::{Loader, Models, RemoteAccess};
+use monitors::Monitors;
 use predictions::PredictionLog;
 use sconce_core::{DeviceId, Error};
 use sconce_registry::{Registry, RegistryError};
@@ -142,6 +144,15 @@ impl Server {
                 )
             }
         };
+        let monitors = match registry.clone() {
+            None => None,
+            Some(registry) => {
+                let started = tokio::task::spawn_blocking(move || Monitors::start(&registry)).await;
+                let started =
+                    started.map_err(|error| Error::internal("starting panicked").with_source(error))?;
+                Some(started.map_err(StartError::Thread)?)
+            }
+        };
         let loader = Loader::new(device, Duration::from_millis(config.scheduling.quantum_ms));
         let shadows = shadow::Shadows::start()?;
         let remotes = RemoteAccess {
@@ -152,7 +163,7 @@ impl Server {
         let models = Models::new(root, &config.builtin, loader, &memory, registry, shadows, remotes);
         let models = Arc::new(models);
         let (health, health_service) = tonic_health::server::health_reporter();
-        let door = Arc::new(Door::new(&config, models, health, recorder, predictions, exposures));
+        let door = Arc::new(Door::new(&config, models, health, recorder, predictions, exposures, monitors));
         door.report_health().await;
         let inference = Listener::new(
             Arc::clone(&door),
@@ -231,6 +242,9 @@ impl Server {
         self.door.predictions.shutdown().await;
         if let Some(exposures) = &self.door.exposures {
             exposures.shutdown().await;
+        }
+        if let Some(monitors) = &self.door.monitors {
+            monitors.shutdown().await;
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What is known of a request, from its arrival until its answer has left.
 
 use crate::feedback;
+use crate::monitors;
 use crate::objectives::Ends;
 use crate::predictions::Draft;
 use crate::shadow::Offer;
@@ -25,6 +26,8 @@ pub(crate) struct Observation {
     pub(crate) draft: Option<Box<Draft>>,
     /// What is noted of it, for feedback to be joined with.
     pub(crate) exposure: Option<Box<feedback::Draft>>,
+    /// What a monitor sees of it.
+    pub(crate) seen: Option<Box<monitors::Draft>>,
 }
 
 impl Observation {
@@ -43,6 +46,7 @@ impl Observation {
             offer: None,
             draft: None,
             exposure: None,
+            seen: None,
         }
     }
 
@@ -89,6 +93,9 @@ impl Drop for Observation {
         }
         if let Some(exposure) = self.exposure.take() {
             exposure.offer(&self.observed);
+        }
+        if let Some(seen) = self.seen.take() {
+            seen.offer(&self.observed);
         }
         if let Some(offer) = self.offer.take().filter(|_| self.observed.code.is_none()) {
             offer.make(&self.recorder, &self.observed);

@@ -1,6 +1,8 @@
 use crate::Failure;
 use sconce_client::control_proto as pb;
-use sconce_client::{Code, FeedbackClient, HealthClient, Options, RegistryClient, Result, TrafficClient};
+use sconce_client::{
+    Code, FeedbackClient, HealthClient, MonitorClient, Options, RegistryClient, Result, TrafficClient,
+};
 use serde_json::Value;
 
 /// Their own heading: they are the same of every command.
@@ -36,6 +38,12 @@ impl Control {
     /// The server's health.
     pub(crate) async fn health(&self) -> Result<HealthClient, Failure> {
         Ok(HealthClient::connect(&self.admin, Options::default()).await.map_err(unreachable)?)
+    }
+
+    /// The server's monitors.
+    pub(crate) async fn monitors(&self) -> Result<MonitorClient, Failure> {
+        let client = MonitorClient::connect(&self.admin, Options::default()).await.map_err(unreachable)?;
+        Ok(client.actor(&self.actor())?)
     }
 
     /// The server's feedback.

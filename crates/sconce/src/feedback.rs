@@ -45,7 +45,7 @@ enum Command {
         /// The model's name
         model: String,
         /// Only the latest: such as 90s, 30m, 12h or 7d
-        #[arg(long, value_name = "TIME", value_parser = duration)]
+        #[arg(long, value_name = "TIME", value_parser = text::duration)]
         last: Option<Duration>,
         /// Only those of which something turned out
         #[arg(long)]
@@ -328,21 +328,6 @@ impl<R: Read> Lines<R> {
     }
 }
 
-/// `90s`, `30m`, `12h`, `7d`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "expected a number and s, m, h or d".to_owned();
-    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3_600,
-        "d" => 86_400,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -378,15 +363,6 @@ mod tests {
         ] {
             let error = read(name, text).unwrap_err();
             assert!(error.contains(says), "{error}");
-        }
-    }
-
-    #[test]
-    fn times_have_a_unit() {
-        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("7d"), Ok(Duration::from_secs(604_800)));
-        for bad in ["", "7", "d", "1.5h", "-1h", "7w", "99999999999999999999d", "18446744073709551615d"] {
-            assert!(duration(bad).is_err(), "{bad}");
         }
     }
 }

@@ -16,6 +16,7 @@ mod health;
 mod infer;
 mod model;
 mod models;
+mod monitor;
 mod progress;
 mod records;
 mod registry;
@@ -67,12 +68,9 @@ enum Command {
     Feedback(feedback::Args),
     /// Say how a running server and its models are, and what somebody should look at
     Health(health::Args),
-    /// Make references for what is watched of a model
-    Monitor {
-        #[command(subcommand)]
-        command: drift::Monitors,
-    },
-    /// Compare data with what a model was fitted on
+    /// Watch what versions of models see and say, held against a reference
+    Monitor(monitor::Args),
+    /// Say whether data, or what a served model sees, is what it was
     Drift {
         #[command(subcommand)]
         command: drift::Drifts,
@@ -109,10 +107,14 @@ fn main() -> ExitCode {
         Command::Experiment(args) => experiment::run(args),
         Command::Feedback(args) => feedback::run(args),
         Command::Health(args) => health::run(args),
-        Command::Monitor { command: drift::Monitors::Fit(args) } => drift::fit(&args),
-        Command::Drift { command: drift::Drifts::Compare(args) } => {
+        Command::Monitor(args) => monitor::run(args),
+        Command::Drift { command } => {
+            let said = match command {
+                drift::Drifts::Compare(args) => drift::compare(&args),
+                drift::Drifts::Report(args) => monitor::report(args),
+            };
             // 1 says that something has drifted.
-            drift::compare(&args).or_else(|error| Ok(tell(error, ExitCode::from(2))))
+            said.or_else(|error| Ok(tell(error, ExitCode::from(2))))
         }
         Command::Audit(args) => audit::run(args),
         Command::Registry(args) => registry::run(args),

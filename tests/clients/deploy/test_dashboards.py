@@ -24,6 +24,9 @@ EMPTY = {
     "Requests by variant": "no route is declared",
     "p99 by variant": "no route is declared",
     "What became of shadows' requests": "no shadow is declared",
+    "Where rollouts stand": "there is no rollout",
+    "How watched versions stand": "nothing is watched",
+    "How far features are from the reference": "nothing is watched",
     "Model memory / {{instance}} {{device}}: bound": "no bound is configured",
 }
 

@@ -3,6 +3,7 @@
 use crate::door::Door;
 use crate::grpc::control::{Answer, answer, name, refused};
 use crate::models::{State, UNLOADED};
+use crate::monitors::{self, Glance, Watched};
 use crate::objectives::{Kept, Objective, Report, SPANS, Severity, Standing};
 use sconce_core::abbreviate;
 use sconce_proto::sconce as pb;
@@ -53,6 +54,15 @@ impl Service for HealthReports {
             });
         }
         reports.iter().for_each(|report| alerts.extend(burning(report)));
+        if let Some(monitors) = &self.door.monitors {
+            let all = monitors.all();
+            let drifted = all.iter().filter_map(|watched| drifted(watched));
+            let before = alerts.len();
+            alerts.extend(drifted);
+            let detail =
+                format!("{} versions are watched, {} have drifted", all.len(), alerts.len() - before);
+            components.push(component("monitors", HealthStatus::Healthy, detail));
+        }
         if !model.is_empty() {
             alerts.retain(|alert| alert.model.is_empty() || alert.model == model);
         }
@@ -164,6 +174,25 @@ fn components(door: &Door, alerts: &mut Vec<pb::Alert>) -> Vec<pb::Component> {
 
 fn component(name: &str, status: HealthStatus, detail: String) -> pb::Component {
     pb::Component { name: name.to_owned(), status: status.into(), detail }
+}
+
+/// The alert of a version that sees, or says, something else than its reference.
+fn drifted(watched: &Watched) -> Option<pb::Alert> {
+    let Glance { standing, since_ms, verdict, .. } = watched.glance();
+    if standing != monitors::Standing::Drifted {
+        return None;
+    }
+    let features: Vec<&str> =
+        verdict.iter().flat_map(|verdict| verdict.drifted()).take(5).map(|it| it.feature.as_str()).collect();
+    let failed = verdict.as_ref().map_or(0, |verdict| verdict.failed().len());
+    let what = if features.is_empty() { "no feature".to_owned() } else { features.join(", ") };
+    Some(pb::Alert {
+        name: "SconceDrift".to_owned(),
+        severity: WARNING.to_owned(),
+        model: watched.model.to_string(),
+        summary: format!("version {}: {what} drifted, {failed} checks of quality failed", watched.version),
+        since_ms: i64::try_from(since_ms).unwrap_or_default(),
+    })
 }
 
 /// The alerts of a model's objectives.

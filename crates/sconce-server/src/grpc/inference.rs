@@ -285,6 +285,8 @@ async fn infer_by(
     let exposures = door.exposures.as_ref();
     observation.exposure =
         exposures.and_then(|exposures| exposures.draft(served, decided.as_deref(), prediction_id));
+    let monitors = door.monitors.as_ref();
+    observation.seen = monitors.and_then(|monitors| monitors.draft(served, prediction_id));
     let count = |error: &Error| served.count_failure(error, arrived_at.elapsed());
     let is_large = reservation.bytes() > INLINE_MESSAGE_BYTES;
     // Whoever works on the request holds its reservation, also when nobody waits for it any more.
@@ -293,6 +295,9 @@ async fn infer_by(
     let (request, reservation) = converted.flatten().inspect_err(count)?;
     if let Some(draft) = &mut observation.draft {
         draft.asked(&door.content, served, &request.tensors);
+    }
+    if let Some(seen) = &mut observation.seen {
+        seen.asked(served, &request.tensors);
     }
     request.wanted.check(served.signature()).inspect_err(count)?;
     let default = served.settings.default_timeout.filter(|_| call_deadline.is_none());
@@ -315,6 +320,9 @@ async fn infer_by(
     }
     if let Some(exposure) = &mut observation.exposure {
         exposure.answered(&door.content, served, &output);
+    }
+    if let Some(seen) = &mut observation.seen {
+        seen.answered(served, &output.tensors);
     }
     if let Some((lanes, tensors, bytes)) = shadowed {
         let asked = Asked::new(served, tensors, &output, prediction_id, bytes);

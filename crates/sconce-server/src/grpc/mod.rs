@@ -9,6 +9,7 @@ mod frames;
 mod health;
 mod inference;
 mod info;
+mod monitor;
 mod registry;
 mod rollout;
 mod status;
@@ -31,6 +32,7 @@ use sconce_proto::FILE_DESCRIPTOR_SET;
 use sconce_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use sconce_proto::sconce::feedback_server::FeedbackServer;
 use sconce_proto::sconce::health_server::HealthServer as HealthReportServer;
+use sconce_proto::sconce::monitor_server::MonitorServer;
 use sconce_proto::sconce::registry_server::RegistryServer;
 use sconce_proto::sconce::traffic_server::TrafficServer;
 use std::convert::Infallible;
@@ -128,6 +130,10 @@ impl Listener {
             routes = routes.add_service(RegistryServer::new(control));
             routes =
                 routes.add_service(HealthReportServer::new(health::HealthReports::new(Arc::clone(&door))));
+            let monitors = monitor::Monitors::new(Arc::clone(&door));
+            let monitors =
+                MonitorServer::new(monitors).max_decoding_message_size(door.limits.max_message_bytes);
+            routes = routes.add_service(monitors);
             routes = routes.add_service(TrafficServer::new(traffic::Traffic::new(Arc::clone(&door))));
         }
         let routes = routes

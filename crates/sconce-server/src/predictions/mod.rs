@@ -6,7 +6,7 @@ mod files;
 mod parquet;
 mod record;
 
-pub(crate) use record::Record;
+pub(crate) use record::{Record, Values};
 
 use crate::config::PredictionLog as Settings;
 use crate::content::{Content, Kept};

@@ -23,7 +23,7 @@ pub(crate) struct Record {
 
 /// A tensor's elements in the widest type of their kind, which holds each of them exactly.
 #[derive(Debug, PartialEq)]
-pub(super) enum Values<'a> {
+pub(crate) enum Values<'a> {
     Floats(Vec<f64>),
     Ints(Vec<i64>),
     /// Booleans among them: 0 and 1.
@@ -116,7 +116,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 impl<'a> Values<'a> {
-    pub(super) fn of(tensor: &'a Tensor) -> Self {
+    pub(crate) fn of(tensor: &'a Tensor) -> Self {
         fn each<T, const SIZE: usize>(tensor: &Tensor, value: impl Fn([u8; SIZE]) -> T) -> Vec<T> {
             tensor.data().as_chunks::<SIZE>().0.iter().map(|bytes| value(*bytes)).collect()
         }

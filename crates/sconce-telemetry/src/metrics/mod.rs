@@ -2,12 +2,14 @@
 //! scheduler keeps anyway, so the request path pays nothing for it.
 
 mod models;
+mod monitors;
 mod rollouts;
 mod server;
 mod text;
 mod traffic;
 mod triton;
 
+pub use monitors::MonitorSample;
 pub use rollouts::{RolloutSample, RolloutsSample};
 pub use text::Format;
 pub use traffic::{ShadowSample, VariantSample};
@@ -228,6 +230,10 @@ pub struct Scrape {
     pub prediction_log: Vec<SinkSample>,
     /// Exposures and feedback, where there is a registry.
     pub feedback: Option<FeedbackSample>,
+    /// Versions under watch; bounded by whoever gives the sample.
+    pub monitors: Vec<MonitorSample>,
+    /// What they take requests from, where there is a registry.
+    pub monitors_sink: Option<SinkSample>,
     /// The process, where the system tells of it.
     pub process: Option<ProcessSample>,
     /// The runtime.
@@ -284,6 +290,7 @@ impl Collector for Scrape {
         self.encode_traffic(&mut encoder)?;
         self.encode_shadows(&mut encoder)?;
         self.encode_rollouts(&mut encoder)?;
+        self.encode_monitors(&mut encoder)?;
         if self.triton_names { self.encode_triton_names(&mut encoder) } else { Ok(()) }
     }
 }

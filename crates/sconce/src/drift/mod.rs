@@ -1,4 +1,5 @@
-//! `sconce monitor fit` and `sconce drift compare`: references from files, and files held against them. No server needed.
+//! `sconce monitor fit` and `sconce drift compare`: references from files, and files held against them. No server needed. And how what
+//! was found is told, which `sconce drift report` has in common with them.
 
 mod data;
 mod page;
@@ -21,18 +22,28 @@ const LEVEL: &str = "0.01";
 const MOST_CHUNKS: usize = 10_000;
 
 #[derive(Debug, clap::Subcommand)]
-pub(crate) enum Monitors {
-    /// Make a reference from the data that a model was fitted on
-    Fit(Fit),
-}
-
-#[derive(Debug, clap::Subcommand)]
 pub(crate) enum Drifts {
     /// Compare data with a reference or with other data
     ///
     /// Ends with 0 if nothing has drifted (or it cannot be known), 1 if something has or a check of quality fails, and 2
     /// on errors.
     Compare(Compare),
+    /// Say whether what a served version sees and says is what its reference has
+    ///
+    /// Ends with 0 if nothing has drifted (or it cannot be known yet), 1 if something has or a check of quality fails, and 2
+    /// on errors.
+    Report(crate::monitor::Report),
+}
+
+/// How what was found is told.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Form {
+    /// Write Markdown
+    #[arg(long, conflicts_with = "json")]
+    md: bool,
+    /// Write a page to this file, with plots and without anything that is fetched
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -91,24 +102,20 @@ pub(crate) struct Compare {
     /// Write JSON
     #[arg(long)]
     json: bool,
-    /// Write Markdown
-    #[arg(long, conflicts_with = "json")]
-    md: bool,
-    /// Write a page to this file, with plots and without anything that is fetched
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
+    #[command(flatten)]
+    form: Form,
     #[command(flatten)]
     columns: Columns,
 }
 
 /// What a comparison found.
 #[derive(Debug, Serialize)]
-struct Comparison {
-    reference: String,
-    current: String,
-    reference_rows: u64,
+pub(crate) struct Comparison {
+    pub(crate) reference: String,
+    pub(crate) current: String,
+    pub(crate) reference_rows: u64,
     /// Of all rows together.
-    verdict: Verdict,
+    pub(crate) verdict: Verdict,
     /// Of each so many rows.
     chunks: Vec<Chunk>,
     /// What the model was worth on the reference, if that is known.
@@ -116,7 +123,16 @@ struct Comparison {
     estimate: Option<Estimate>,
     realised: Option<BinaryMetrics>,
     /// What was left out, and why.
-    notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
+}
+
+impl Comparison {
+    /// Of a verdict alone.
+    pub(crate) fn new(reference: String, current: String, reference_rows: u64, verdict: Verdict) -> Self {
+        let (chunks, notes) = (Vec::new(), Vec::new());
+        let (baseline, estimate, realised) = (None, None, None);
+        Self { reference, current, reference_rows, verdict, chunks, baseline, estimate, realised, notes }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -155,18 +171,22 @@ pub(crate) fn fit(args: &Fit) -> Outcome {
 }
 
 pub(crate) fn compare(args: &Compare) -> Outcome {
-    let found = compared(args)?;
-    if let Some(path) = &args.html {
-        let page = report::html(&page::page(&found));
+    tell(&compared(args)?, &args.form, args.json)
+}
+
+/// Says what was found; ends with 1 if that is a drift.
+pub(crate) fn tell(found: &Comparison, form: &Form, json: bool) -> Outcome {
+    if let Some(path) = &form.html {
+        let page = report::html(&page::page(found));
         fs::write(path, page).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
     }
-    if args.json {
-        say!("{}", serde_json::to_string_pretty(&found)?)?;
-    } else if args.md {
-        say!("{}", report::markdown(&page::page(&found)).trim_end())?;
+    if json {
+        say!("{}", serde_json::to_string_pretty(found)?)?;
+    } else if form.md {
+        say!("{}", report::markdown(&page::page(found)).trim_end())?;
     } else {
-        page::lines(&found)?;
-        match &args.html {
+        page::lines(found)?;
+        match &form.html {
             Some(path) => say!("wrote {}", path.display())?,
             None => say!("--md, --json or --html FILE says all of it")?,
         }
