@@ -27,3 +27,4 @@ mod support;
 mod tenants;
 mod traces;
 mod traffic;
+mod webhooks;

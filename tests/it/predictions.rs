@@ -1,13 +1,11 @@
 //! The prediction log: what is logged and what is not, in files and as CloudEvents.
 
-use crate::support::{Folder, Running, identity_request, matrix, until};
+use crate::support::{Folder, Receiver, Running, identity_request, matrix, until};
 use sconce_client::InferRequest;
 use sconce_server::PredictionLogConfig;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 fn written(sink: &str) -> String {
     format!("sconce_prediction_log_records_total{{sink=\"{sink}\",status=\"written\"}}")
@@ -125,45 +123,10 @@ async fn a_share_is_logged_and_a_broken_folder_harms_no_request() {
     server.shutdown().await;
 }
 
-/// Takes CloudEvents over HTTP: refuses the first message, and keeps the bodies of the others.
-async fn receiver(bodies: Arc<Mutex<Vec<serde_json::Value>>>) -> String {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let address = listener.local_addr().unwrap();
-    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-    tokio::spawn(async move {
-        let mut first = true;
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut text = Vec::new();
-            let body = loop {
-                let mut piece = [0; 4096];
-                let read = stream.read(&mut piece).await.unwrap();
-                assert!(read > 0, "a message is cut short");
-                text.extend_from_slice(&piece[..read]);
-                let Some(at) = text.windows(4).position(|part| part == b"\r\n\r\n") else { continue };
-                let head = String::from_utf8(text[..at].to_vec()).unwrap().to_lowercase();
-                assert!(head.contains("content-type: application/cloudevents-batch+json"), "{head}");
-                let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
-                if text.len() == at + 4 + length.parse::<usize>().unwrap() {
-                    break text[at + 4..].to_vec();
-                }
-            };
-            let answer = if std::mem::take(&mut first) { "503 Later" } else { "202 Taken" };
-            if answer == "202 Taken" {
-                bodies.lock().unwrap().push(serde_json::from_slice(&body).unwrap());
-            }
-            let answer = format!("HTTP/1.1 {answer}\r\ncontent-length: 0\r\n\r\n");
-            stream.write_all(answer.as_bytes()).await.unwrap();
-        }
-    });
-    format!("http://{address}/events")
-}
-
 #[tokio::test]
 async fn events_are_sent_again_until_they_are_taken_and_a_dead_receiver_only_counts() {
-    let bodies = Arc::<Mutex<Vec<serde_json::Value>>>::default();
-    let url = receiver(Arc::clone(&bodies)).await;
+    let receiver = Receiver::start([503]).await;
+    let url = receiver.url();
     let server = Running::configured(&Folder::new(), |config| {
         config.prediction_log =
             PredictionLogConfig { cloudevents: Some(url), sample: 1.0, ..PredictionLogConfig::default() };
@@ -176,8 +139,13 @@ async fn events_are_sent_again_until_they_are_taken_and_a_dead_receiver_only_cou
         ids.push(answer.prediction_id().unwrap().to_owned());
     }
     server.until_metric(&written("cloudevents"), 3).await;
+    let posted = receiver.posted();
+    assert!(posted.len() > 1, "the first was refused");
+    for posted in &posted {
+        assert_eq!(posted.headers["content-type"], "application/cloudevents-batch+json; charset=utf-8");
+    }
     let events: Vec<_> =
-        bodies.lock().unwrap().iter().flat_map(|body| body.as_array().unwrap().clone()).collect();
+        receiver.taken().iter().flat_map(|posted| posted.json().as_array().unwrap().clone()).collect();
     assert_eq!(events.iter().map(|event| event["id"].as_str().unwrap()).collect::<Vec<_>>(), ids);
     for event in &events {
         assert_eq!((&event["specversion"], &event["type"]), (&"1.0".into(), &"sconce.prediction.v1".into()));

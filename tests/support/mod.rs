@@ -3,12 +3,14 @@
 mod collector;
 mod folder;
 mod link;
+mod receiver;
 mod traffic;
 mod wire;
 
 pub(crate) use collector::{Collector, attribute};
 pub(crate) use folder::{Folder, raw_safetensors};
 pub(crate) use link::Link;
+pub(crate) use receiver::{Posted, Receiver};
 pub(crate) use traffic::Traffic;
 pub(crate) use wire::{Wire, framed, framed_with_payload, read_all_but};
 

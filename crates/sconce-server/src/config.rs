@@ -4,10 +4,13 @@
 mod feedback;
 mod prediction_log;
 mod traces;
+mod webhooks;
 
 pub use feedback::Feedback;
 pub use prediction_log::PredictionLog;
 pub use traces::{Metrics, Traces};
+pub(crate) use webhooks::MAX_WEBHOOKS;
+pub use webhooks::Webhook;
 
 use crate::objectives::Objectives;
 use crate::tenants::Tenants;
@@ -64,6 +67,8 @@ pub struct ServerConfig {
     pub prediction_log: PredictionLog,
     /// What is noted of predictions, and how long feedback stays.
     pub feedback: Feedback,
+    /// Who is told what happens. Default nobody; at most 8.
+    pub webhooks: Vec<Webhook>,
 }
 
 /// Bounds on what callers can make the server hold. Over them a call gets RESOURCE_EXHAUSTED.
@@ -124,6 +129,7 @@ impl Default for ServerConfig {
             metrics: Metrics::default(),
             prediction_log: PredictionLog::default(),
             feedback: Feedback::default(),
+            webhooks: Vec::new(),
         }
     }
 }
@@ -293,6 +299,9 @@ impl ServerConfig {
         self.traces.check(&mut check);
         self.prediction_log.check(&mut check);
         self.feedback.check(&mut check);
+        let hooks = self.webhooks.len();
+        check(hooks <= MAX_WEBHOOKS, format!("webhooks: expected up to {MAX_WEBHOOKS}, got {hooks}"));
+        self.webhooks.iter().enumerate().for_each(|(place, hook)| hook.check(place, &mut check));
         problems
     }
 }

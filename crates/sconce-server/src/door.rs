@@ -13,6 +13,7 @@ use crate::rollout::Rollouts;
 use crate::shadow::Lane;
 use crate::tenants::TenantTable;
 use crate::traffic::{LiveRoute, Variant};
+use crate::webhooks::Webhooks;
 use sconce_core::{ByteBudget, DeviceId, Error, ModelName, Result};
 use sconce_registry::Topic;
 use sconce_telemetry::metrics::{
@@ -59,6 +60,16 @@ pub(crate) struct Door {
     /// What is held against a reference; `None` without a registry.
     pub(crate) monitors: Option<Arc<Monitors>>,
     pub(crate) outcomes: Outcomes,
+    /// Who is told what happens.
+    pub(crate) webhooks: Arc<Webhooks>,
+}
+
+/// Where what happens goes, each with a queue of its own.
+pub(crate) struct Sinks {
+    pub(crate) predictions: Arc<PredictionLog>,
+    pub(crate) exposures: Option<Arc<Exposures>>,
+    pub(crate) monitors: Option<Arc<Monitors>>,
+    pub(crate) webhooks: Arc<Webhooks>,
 }
 
 /// Outcomes that were recorded, and what they were.
@@ -96,14 +107,13 @@ impl Door {
         models: Arc<Models>,
         health: HealthReporter,
         recorder: Arc<Recorder>,
-        predictions: Arc<PredictionLog>,
-        exposures: Option<Arc<Exposures>>,
-        monitors: Option<Arc<Monitors>>,
+        sinks: Sinks,
     ) -> Self {
         let limits = config.limits.clone();
+        let Sinks { predictions, exposures, monitors, webhooks } = sinks;
         Self {
             prepare: models.prepare.clone(),
-            rollouts: Arc::new(Rollouts::new(Arc::clone(&models))),
+            rollouts: Arc::new(Rollouts::new(Arc::clone(&models), Arc::clone(&webhooks))),
             models,
             content: Content::new(config.allow_plaintext),
             budget: ByteBudget::new(limits.max_inflight_bytes),
@@ -123,6 +133,7 @@ impl Door {
             exposures,
             monitors,
             outcomes: Outcomes::default(),
+            webhooks,
         }
     }
 
@@ -307,6 +318,7 @@ impl Door {
             rollouts: self.rollouts.sample(),
             recorder: self.recorder.sample(),
             prediction_log: self.predictions.sinks(),
+            webhooks: self.webhooks.sample(),
             feedback: self.feedback(),
             monitors: self.monitors.as_ref().map(|monitors| monitors.sample()).unwrap_or_default(),
             monitors_sink: self.monitors.as_ref().map(|monitors| monitors.sink()),

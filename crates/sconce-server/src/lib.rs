@@ -17,6 +17,7 @@ mod monitors;
 mod objectives;
 mod observe;
 mod operation;
+mod post;
 mod predictions;
 mod process;
 mod remote;
@@ -25,17 +26,18 @@ mod shadow;
 mod sink;
 mod tenants;
 mod traffic;
+mod webhooks;
 
 pub use sconce_telemetry::logs;
 
 pub use config::{
     ConfigError, Feedback as FeedbackConfig, Limits, Log, Metrics, PredictionLog as PredictionLogConfig,
-    Scheduling, ServerConfig, Traces,
+    Scheduling, ServerConfig, Traces, Webhook as WebhookConfig,
 };
 pub use objectives::{ModelObjectives, Objectives};
 pub use tenants::{Quota, Tenants};
 
-use door::Door;
+use door::{Door, Sinks};
 use feedback::Exposures;
 use grpc::{Listener, Role};
 use models::{Loader, Models, RemoteAccess};
@@ -52,6 +54,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use webhooks::Webhooks;
 
 /// A running server.
 pub struct Server {
@@ -98,6 +101,9 @@ pub enum StartError {
     /// The prediction log cannot be opened.
     #[error("prediction_log.dir: the log cannot be opened")]
     PredictionLog(#[source] io::Error),
+    /// A webhook's secret cannot be read, or its thread cannot be had.
+    #[error("webhooks: they cannot be started")]
+    Webhooks(#[source] io::Error),
     /// A thread cannot be had.
     #[error("a thread cannot be started")]
     Thread(#[source] io::Error),
@@ -134,6 +140,10 @@ impl Server {
         let opened = tokio::task::spawn_blocking(move || PredictionLog::open(&settings)).await;
         let opened = opened.map_err(|error| Error::internal("opening panicked").with_source(error))?;
         let predictions = opened.map_err(StartError::PredictionLog)?;
+        let settings = config.webhooks.clone();
+        let started = tokio::task::spawn_blocking(move || Webhooks::start(&settings)).await;
+        let started = started.map_err(|error| Error::internal("starting panicked").with_source(error))?;
+        let webhooks = started.map_err(StartError::Webhooks)?;
         let exposures = match &registry {
             None => None,
             Some(registry) => {
@@ -163,7 +173,8 @@ impl Server {
         let models = Models::new(root, &config.builtin, loader, &memory, registry, shadows, remotes);
         let models = Arc::new(models);
         let (health, health_service) = tonic_health::server::health_reporter();
-        let door = Arc::new(Door::new(&config, models, health, recorder, predictions, exposures, monitors));
+        let sinks = Sinks { predictions, exposures, monitors, webhooks };
+        let door = Arc::new(Door::new(&config, models, health, recorder, sinks));
         door.report_health().await;
         let inference = Listener::new(
             Arc::clone(&door),
@@ -246,6 +257,7 @@ impl Server {
         if let Some(monitors) = &self.door.monitors {
             monitors.shutdown().await;
         }
+        self.door.webhooks.shutdown().await;
     }
 }
 

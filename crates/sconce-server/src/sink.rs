@@ -1,4 +1,4 @@
-//! Queues to threads that write what requests leave behind. Who offers never waits: what finds no place is dropped and counted.
+//! Queues to threads that write, or send, what others leave behind. Who offers never waits: what finds no place is dropped and counted.
 
 use sconce_core::{ByteBudget, Reservation};
 use std::io;
@@ -50,6 +50,7 @@ pub(crate) struct Inbox<T> {
     items: Receiver<Offered<T>>,
     stop: Receiver<()>,
     counted: Arc<Counted>,
+    sink: &'static str,
     /// When it last said that it fails.
     complained: Option<Instant>,
 }
@@ -68,7 +69,8 @@ impl<T: Send + 'static> Sink<T> {
         let (stop, stopped) = sync_channel(1);
         let (ended, has_ended) = oneshot::channel();
         let counted = Arc::<Counted>::default();
-        let inbox = Inbox { items, stop: stopped, counted: Arc::clone(&counted), complained: None };
+        let inbox =
+            Inbox { items, stop: stopped, counted: Arc::clone(&counted), sink: name, complained: None };
         thread::Builder::new().name(format!("sconce-{name}")).spawn(move || {
             run(inbox);
             let _ = ended.send(());
@@ -120,7 +122,7 @@ impl<T> Inbox<T> {
     pub(crate) fn gather(&self, into: &mut Vec<Offered<T>>, most: usize) -> bool {
         let mut stopping = false;
         if into.len() < most {
-            stopping = !matches!(self.stop.recv_timeout(GATHER), Err(RecvTimeoutError::Timeout));
+            stopping = !self.pause(GATHER);
         }
         while into.len() < most {
             match self.items.try_recv() {
@@ -135,6 +137,11 @@ impl<T> Inbox<T> {
         true
     }
 
+    /// Waits so long, unless it is told to stop meanwhile; whether to go on.
+    pub(crate) fn pause(&self, time: Duration) -> bool {
+        matches!(self.stop.recv_timeout(time), Err(RecvTimeoutError::Timeout))
+    }
+
     /// Counts what was written.
     pub(crate) fn written(&self, items: usize) {
         self.counted.written.fetch_add(items as u64, Ordering::Relaxed);
@@ -145,7 +152,8 @@ impl<T> Inbox<T> {
         self.counted.failed.fetch_add(items as u64, Ordering::Relaxed);
         if self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
             self.complained = Some(Instant::now());
-            tracing::warn!(%error, items, "what requests leave behind could not be written; at most one such line a minute");
+            let sink = self.sink;
+            tracing::warn!(sink, %error, items, "items could not be written; at most one such line a minute");
         }
     }
 }

@@ -1,4 +1,4 @@
-use crate::predictions;
+use crate::post;
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -57,7 +57,7 @@ impl PredictionLog {
             matches!(&*self.format, "parquet" | "jsonl"),
             format!("prediction_log.format: expected parquet or jsonl, got {format:?}"),
         );
-        if let Some(Err(error)) = self.cloudevents.as_deref().map(predictions::check_url) {
+        if let Some(Err(error)) = self.cloudevents.as_deref().map(post::check_url) {
             check(false, format!("prediction_log.cloudevents: {error}"));
         }
         let sample = self.sample;

@@ -6,13 +6,13 @@ mod files;
 mod parquet;
 mod record;
 
-pub(crate) use record::{Record, Values};
+pub(crate) use record::{Record, Values, utc};
 
 use crate::config::PredictionLog as Settings;
 use crate::content::{Content, Kept};
 use crate::models::Served;
 use crate::sink::Sink;
-use sconce_core::{Error, PredictionId, Result, Tensor};
+use sconce_core::{PredictionId, Tensor};
 use sconce_telemetry::metrics::SinkSample;
 use sconce_telemetry::traces::Observed;
 use std::io;
@@ -108,13 +108,4 @@ impl Draft {
             outputs: if observed.code.is_none() { detached(self.outputs) } else { Vec::new() },
         });
     }
-}
-
-/// What is wrong with where predictions are to go.
-pub(crate) fn check_url(url: &str) -> Result<http::Uri> {
-    let uri = url.parse::<http::Uri>().ok();
-    let fits = uri.filter(|uri| uri.scheme_str() == Some("http") && uri.host().is_some());
-    fits.ok_or_else(|| {
-        Error::invalid(format!("expected http://host:port/path, got {:?}", sconce_core::abbreviate(url)))
-    })
 }

@@ -139,7 +139,7 @@ impl<'a> Values<'a> {
 }
 
 /// `time` as RFC 3339 has it, in UTC, to the microsecond. Days to a date as in Howard Hinnant's `civil_from_days`.
-pub(super) fn utc(time: SystemTime) -> String {
+pub(crate) fn utc(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let shifted = days + 719_468;

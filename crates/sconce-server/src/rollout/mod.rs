@@ -11,6 +11,7 @@ pub(crate) use stored::Stored;
 use crate::feedback::now_ms;
 use crate::models::{Models, route_change};
 use crate::operation::{operation, traced};
+use crate::webhooks::{self, Webhooks};
 use evidence::Gathered;
 use sconce_core::{Error, ErrorCode, ModelName, Result};
 use sconce_registry::{AliasMove, By, DocumentChange, Registry, RegistryError, Together, limits};
@@ -43,6 +44,7 @@ const ACTOR: &str = "rollout";
 /// The rollouts that are under way.
 pub(crate) struct Rollouts {
     models: Arc<Models>,
+    webhooks: Arc<Webhooks>,
     under_way: Mutex<BTreeMap<ModelName, Handle>>,
     /// Those that ended since the server started, by [`ENDS`].
     ended: [AtomicU64; 3],
@@ -86,8 +88,8 @@ struct Order {
 }
 
 impl Rollouts {
-    pub(crate) fn new(models: Arc<Models>) -> Self {
-        Self { models, under_way: Mutex::default(), ended: Default::default() }
+    pub(crate) fn new(models: Arc<Models>, webhooks: Arc<Webhooks>) -> Self {
+        Self { models, webhooks, under_way: Mutex::default(), ended: Default::default() }
     }
 
     /// Takes up what was under way when the server stopped.
@@ -149,7 +151,7 @@ impl Rollouts {
             let alias = &stored.rollout.plan().alias;
             drop(rollouts.models.passes_gates(&name, stored.candidate, alias).await?);
             let revision = store(&rollouts.models, &name, &stored, previous, makes(&actions), by).await?;
-            tell(&name, &actions);
+            tell(&rollouts.webhooks, &name, &stored, &actions);
             Ok(rollouts.take_up(&name, stored, revision))
         };
         self.models.run(traced(span, started)).await
@@ -233,6 +235,7 @@ impl Rollouts {
         let gathered = Gathered::begin(self.models.live_route(name.as_str()).as_deref(), &seen.stored);
         let controller = Controller {
             models: Arc::clone(&self.models),
+            webhooks: Arc::clone(&self.webhooks),
             now: Seen::clone(&seen),
             seen: sender,
             gathered,
@@ -277,11 +280,6 @@ impl Seen {
     fn sample(&self) -> RolloutSample {
         let rollout = &self.stored.rollout;
         let (stage, stages, samples) = rollout.progress();
-        let percent = match rollout.wanted() {
-            Wanted::Share { percent, .. } => percent,
-            Wanted::Promoted => 100.0,
-            Wanted::RolledBack => 0.0,
-        };
         let gate = |it: &sconce_traffic::rollout::Judged| (it.gate.clone(), verdict_name(it.verdict));
         RolloutSample {
             model: self.model.to_string(),
@@ -289,7 +287,7 @@ impl Seen {
             stage: stage + 1,
             stages,
             samples,
-            percent,
+            percent: percent(rollout),
             gates: rollout.judged().iter().map(gate).collect(),
             has_problem: self.problem.is_some(),
         }
@@ -355,6 +353,7 @@ impl Steer {
 /// Runs one rollout.
 struct Controller {
     models: Arc<Models>,
+    webhooks: Arc<Webhooks>,
     /// The rollout as it is now: stored, but for what was counted since.
     now: Seen,
     seen: watch::Sender<Arc<Seen>>,
@@ -454,7 +453,7 @@ impl Controller {
         if makes(actions) {
             self.gathered.stage_began();
         }
-        tell(&self.now.model, actions);
+        tell(&self.webhooks, &self.now.model, &self.now.stored, actions);
         Ok(())
     }
 
@@ -536,10 +535,31 @@ fn reason_of(actions: &[Action]) -> String {
     reason
 }
 
-/// Tells of what happened.
-fn tell(name: &ModelName, actions: &[Action]) {
+/// Tells of what happened, and was stored, what the rollout is after it.
+fn tell(webhooks: &Webhooks, name: &ModelName, stored: &Stored, actions: &[Action]) {
+    let rollout = &stored.rollout;
     for event in events(actions) {
-        tracing::info!(model = %name, stage = event.stage + 1, by = event.by, "rollout: {}", event.sentence);
+        let stage = event.stage + 1;
+        tracing::info!(model = %name, stage, by = event.by, "rollout: {}", event.sentence);
+        // Numbers and text: there is nothing in it that has no JSON.
+        let mut data = serde_json::to_value(event).unwrap_or_default();
+        let kind = format!("sconce.rollout.{}.v1", data["kind"].as_str().unwrap_or_default());
+        data["stage"] = stage.into();
+        data["stages"] = rollout.progress().1.into();
+        data["state"] = phase_name(rollout.phase()).into();
+        data["percent"] = percent(rollout).into();
+        data["candidate_version"] = stored.candidate.get().into();
+        data["control_version"] = stored.control.get().into();
+        webhooks.tell(webhooks::Event { kind, model: name, version: Some(stored.candidate), data });
+    }
+}
+
+/// The share that the candidate is to have.
+fn percent(rollout: &Rollout) -> f64 {
+    match rollout.wanted() {
+        Wanted::Share { percent, .. } => percent,
+        Wanted::Promoted => 100.0,
+        Wanted::RolledBack => 0.0,
     }
 }
 

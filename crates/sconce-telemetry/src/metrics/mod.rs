@@ -228,6 +228,8 @@ pub struct Scrape {
     pub recorder: RecorderSample,
     /// The prediction log, by sink.
     pub prediction_log: Vec<SinkSample>,
+    /// Webhooks.
+    pub webhooks: Vec<SinkSample>,
     /// Exposures and feedback, where there is a registry.
     pub feedback: Option<FeedbackSample>,
     /// Versions under watch; bounded by whoever gives the sample.
@@ -282,7 +284,7 @@ impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.encode_server(&mut encoder)?;
         self.encode_recorder(&mut encoder)?;
-        self.encode_prediction_log(&mut encoder)?;
+        self.encode_sinks(&mut encoder)?;
         self.encode_feedback(&mut encoder)?;
         self.encode_process(&mut encoder)?;
         self.encode_counters(&mut encoder)?;

@@ -1,6 +1,6 @@
 //! What is the server's own, and the process's.
 
-use super::{DeviceMemory, Scrape, TenantSample, i64_of, to_i64};
+use super::{DeviceMemory, Scrape, SinkSample, TenantSample, i64_of, to_i64};
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use sconce_core::DurationHistogram;
@@ -141,35 +141,16 @@ impl Scrape {
         Ok(())
     }
 
-    /// The prediction log: what is written, and what is lost.
-    pub(super) fn encode_prediction_log(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        if self.prediction_log.is_empty() {
-            return Ok(());
-        }
-        let help = "Records of the prediction log by what became of them";
-        let name = "sconce_prediction_log_records";
-        let mut records = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for sink in &self.prediction_log {
-            for (status, count) in
-                [("written", sink.written), ("dropped", sink.dropped), ("failed", sink.failed)]
-            {
-                let labels = [("sink", sink.sink), ("status", status)];
-                records.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
-            }
-        }
-        let help = "Records that wait for a sink of the prediction log";
-        let name = "sconce_prediction_log_queue_depth";
-        let mut depths = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for sink in &self.prediction_log {
-            depths.encode_family(&[("sink", sink.sink)])?.encode_gauge(&to_i64(sink.queue.0))?;
-        }
-        let help = "The bound of sconce_prediction_log_queue_depth";
-        let name = "sconce_prediction_log_queue_depth_limit";
-        let mut limits = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for sink in &self.prediction_log {
-            limits.encode_family(&[("sink", sink.sink)])?.encode_gauge(&to_i64(sink.queue.1))?;
-        }
-        Ok(())
+    /// The prediction log and the webhooks: what is written, and what is lost.
+    pub(super) fn encode_sinks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let records =
+            ("sconce_prediction_log_records", "Records of the prediction log by what became of them");
+        let waiting =
+            ("sconce_prediction_log_queue_depth", "Records that wait for a sink of the prediction log");
+        encode_sinks(encoder, "sink", records, waiting, &self.prediction_log)?;
+        let events = ("sconce_webhook_events", "Events by webhook and what became of them");
+        let waiting = ("sconce_webhook_queue_depth", "Events that wait for a webhook");
+        encode_sinks(encoder, "hook", events, waiting, &self.webhooks)
     }
 
     /// Exposures, outcomes and the journal that keeps both.
@@ -261,4 +242,35 @@ impl Scrape {
             encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&i64_of(value))
         })
     }
+}
+
+/// Items of sinks by what became of them, and how many wait; nothing where there are no sinks.
+fn encode_sinks(
+    encoder: &mut DescriptorEncoder<'_>,
+    label: &str,
+    (items, help): (&str, &str),
+    (depth, depth_help): (&str, &str),
+    sinks: &[SinkSample],
+) -> fmt::Result {
+    if sinks.is_empty() {
+        return Ok(());
+    }
+    let mut family = encoder.encode_descriptor(items, help, None, MetricType::Counter)?;
+    for sink in sinks {
+        for (status, count) in [("written", sink.written), ("dropped", sink.dropped), ("failed", sink.failed)]
+        {
+            let labels = [(label, sink.sink), ("status", status)];
+            family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        }
+    }
+    let mut family = encoder.encode_descriptor(depth, depth_help, None, MetricType::Gauge)?;
+    for sink in sinks {
+        family.encode_family(&[(label, sink.sink)])?.encode_gauge(&to_i64(sink.queue.0))?;
+    }
+    let (limit, help) = (format!("{depth}_limit"), format!("The bound of {depth}"));
+    let mut family = encoder.encode_descriptor(&limit, &help, None, MetricType::Gauge)?;
+    for sink in sinks {
+        family.encode_family(&[(label, sink.sink)])?.encode_gauge(&to_i64(sink.queue.1))?;
+    }
+    Ok(())
 }
