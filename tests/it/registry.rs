@@ -443,6 +443,44 @@ async fn a_name_that_is_served_otherwise_is_refused_and_a_half_wrong_update_chan
     assert!(version(&mut registry, "scale", "1").await.unwrap().metrics.is_empty());
 }
 
+#[tokio::test]
+async fn what_is_asked_of_the_registry_is_counted_by_operation_and_outcome() {
+    let (_data, server, _client, mut registry) = start().await;
+    let count = async |operation: &str, status: &str| {
+        let labels = format!("operation=\"{operation}\",status=\"{status}\"");
+        server.metric(&format!("sconce_registry_operations_total{{{labels}}}")).await
+    };
+    assert_eq!(count("register", "ok").await, 0);
+    for factor in [1.0, 2.0] {
+        push(&mut registry, "scale", factor).await;
+    }
+    promote(&mut registry, "scale", "1", "champion").await;
+    let delete = |version: &str| pb::DeleteRequest {
+        model: "scale".into(),
+        version: version.into(),
+        ..Default::default()
+    };
+    // An alias means it.
+    registry.delete(delete("1")).await.unwrap_err();
+    registry.delete(delete("2")).await.unwrap();
+    let (found, refused) = (count("read", "ok").await, count("read", "refused").await);
+    version(&mut registry, "scale", "1").await.unwrap();
+    version(&mut registry, "unknown", "1").await.unwrap_err();
+    assert!(count("read", "ok").await > found && count("read", "refused").await > refused);
+    for (operation, status, times) in [
+        ("register", "ok", 2),
+        ("promote", "ok", 1),
+        ("delete", "ok", 1),
+        ("delete", "refused", 1),
+        ("delete", "failed", 0),
+        ("rollback", "ok", 0),
+    ] {
+        assert_eq!(count(operation, status).await, times, "{operation} {status}");
+    }
+    let took = "sconce_registry_operation_duration_seconds_count{operation=\"delete\"}";
+    assert_eq!(server.metric(took).await, 2);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn gates_keep_a_version_from_an_alias_unless_it_is_forced_with_a_reason() {
     let (_data, _server, client, mut registry) = start().await;

@@ -316,6 +316,7 @@ impl Door {
             variants: self.variants(),
             shadows: self.shadows(),
             rollouts: self.rollouts.sample(),
+            registry: self.models.operations(),
             recorder: self.recorder.sample(),
             prediction_log: self.predictions.sinks(),
             webhooks: self.webhooks.sample(),

@@ -6,6 +6,7 @@ mod folder;
 mod lifecycle;
 mod loader;
 mod memory;
+mod operations;
 mod overrides;
 mod remotes;
 mod routes;
@@ -14,6 +15,7 @@ mod stored;
 
 pub(crate) use loader::{Loader, cores};
 pub(crate) use memory::Account;
+pub(crate) use operations::Operation;
 pub(crate) use overrides::Said;
 pub(crate) use remotes::RemoteAccess;
 pub(crate) use routes::{StoredRoute, route_change};
@@ -33,6 +35,7 @@ use ensembles::Assembling;
 use lifecycle::{Draining, Eviction, Flights, has_no_room};
 use loader::Instances;
 use memory::Memory;
+use operations::Operations;
 use overrides::Override;
 use sconce_candle::ModelSettings;
 use sconce_core::{
@@ -41,7 +44,7 @@ use sconce_core::{
 };
 use sconce_registry::Registry;
 use sconce_scheduler::Scheduler;
-use sconce_telemetry::metrics::{CostSample, RemoteSample};
+use sconce_telemetry::metrics::{CostSample, RegistrySample, RemoteSample};
 use sconce_traffic::route;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -349,6 +352,8 @@ pub(crate) struct Models {
     draining: Mutex<Vec<Draining>>,
     /// Loads that succeeded, and loads that failed.
     loads: Mutex<[DurationHistogram; 2]>,
+    /// What was asked of the registry.
+    operations: Arc<Operations>,
     /// What the process held before the first load, in bytes.
     resident_before: OnceLock<u64>,
     /// Counts changes of the registry.
@@ -389,6 +394,7 @@ impl Models {
             assembling: Mutex::default(),
             draining: Mutex::default(),
             loads: Mutex::default(),
+            operations: Arc::default(),
             resident_before: OnceLock::new(),
             changed: watch::Sender::new(0),
             tasks: TaskTracker::new(),
@@ -414,6 +420,11 @@ impl Models {
         let accounted: u64 = self.memory().into_iter().map(host).sum();
         let before = self.resident_before.get()?.saturating_add(accounted);
         process::resident_bytes().map(|now| now.saturating_sub(before))
+    }
+
+    /// What was asked of the registry; nothing without one.
+    pub(crate) fn operations(&self) -> Vec<RegistrySample> {
+        self.registry.as_ref().map(|_| self.operations.sample()).unwrap_or_default()
     }
 
     /// Loads that succeeded, and loads that failed.

@@ -1,7 +1,7 @@
 //! Routes of models: where they are kept, and how they change. A route is a document of the registry; it is published with the
 //! aliases, in the same swap.
 
-use super::{CHAMPION, Models, is_ready};
+use super::{CHAMPION, Models, Operation, is_ready};
 use crate::rollout;
 use crate::traffic::{self, LiveRoute};
 use sconce_core::{Error, ErrorCode, ModelName, ModelVersion, Result};
@@ -142,18 +142,19 @@ impl Models {
                 check(registry)?;
                 registry.change_together(&of, together, &by)
             };
-            models.change_when_ready(&name, &answering, change).await
+            models.change_when_ready(&name, Operation::SetDocuments, &answering, change).await
         })
         .await
     }
 
-    /// Makes `change` at a moment when `versions` are in memory, and publishes it.
+    /// Makes `change`, counted as `operation`, at a moment when `versions` are in memory, and publishes it.
     ///
     /// # Errors
     /// What loading failed with, and what `change` did.
     pub(super) async fn change_when_ready<T: Send + 'static>(
         self: &Arc<Self>,
         name: &ModelName,
+        operation: Operation,
         versions: &[ModelVersion],
         change: impl FnOnce(&Registry) -> Result<T, RegistryError> + Send + 'static,
     ) -> Result<T> {
@@ -167,7 +168,7 @@ impl Models {
             drop(locked);
             self.load_now(name, *absent).await?;
         };
-        let changed = self.read(change).await?;
+        let changed = self.operate(operation, change).await?;
         self.publish(name).await?;
         drop(locked);
         let (models, name) = (Arc::clone(self), name.clone());

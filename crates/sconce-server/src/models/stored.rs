@@ -5,7 +5,7 @@
 //! is released. An alias moves only to a version that is in memory already, so requests never wait for a change.
 
 use super::routes::refuse_unservable;
-use super::{CHAMPION, Models, Served, State, UNLOADED, blocking, is_ready, smoke};
+use super::{CHAMPION, Models, Operation, Served, State, UNLOADED, blocking, is_ready, smoke};
 use crate::operation::{operation, traced};
 use crate::rollout;
 use crate::traffic::{self, LiveRoute};
@@ -19,7 +19,7 @@ use sconce_registry::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tracing::Instrument as _;
 
 pub(crate) use gates::Verdict;
@@ -106,17 +106,36 @@ impl Models {
         &self,
         read: impl FnOnce(&Registry) -> Result<T, RegistryError> + Send + 'static,
     ) -> Result<T> {
-        let registry = Arc::clone(self.registry()?);
-        blocking(move || Ok(read(&registry)?)).await
+        self.operate(Operation::Read, read).await
     }
 
-    /// Changes the registry, and then what is served accordingly. Runs to its end even if nobody waits for it any more.
+    /// Does `work` on the registry, off the async threads, and counts it as `operation`. With the time that it waits for a thread.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub(super) async fn operate<T: Send + 'static>(
+        &self,
+        operation: Operation,
+        work: impl FnOnce(&Registry) -> Result<T, RegistryError> + Send + 'static,
+    ) -> Result<T> {
+        let (registry, operations) = (Arc::clone(self.registry()?), Arc::clone(&self.operations));
+        let asked_at = Instant::now();
+        blocking(move || {
+            let done = work(&registry);
+            operations.count(operation, asked_at.elapsed(), &done);
+            Ok(done?)
+        })
+        .await
+    }
+
+    /// Changes the registry, which is counted as `operation`, and then what is served accordingly. Runs to its end even if nobody waits for it any more.
     ///
     /// # Errors
     /// As [`read`](Self::read).
     pub(crate) async fn change<T: Send + 'static>(
         self: &Arc<Self>,
         name: &ModelName,
+        operation: Operation,
         change: impl FnOnce(&Registry) -> Result<T, RegistryError> + Send + 'static,
     ) -> Result<T> {
         let (models, name) = (Arc::clone(self), name.clone());
@@ -124,7 +143,7 @@ impl Models {
         self.run(traced(span, async move {
             let changing = models.changing(&name);
             let locked = changing.lock().await;
-            let done = models.read(change).await;
+            let done = models.operate(operation, change).await;
             // Also where it failed: it may have been more than one change.
             let published = models.publish(&name).await;
             drop(locked);
@@ -232,7 +251,7 @@ impl Models {
             check_as_judged(registry, &of, version, &gates, &metrics)?;
             registry.set_alias(&of, &alias, version, Some(expected), forced, &by)
         };
-        let changed = self.change_when_ready(name, &[version], change).await?;
+        let changed = self.change_when_ready(name, Operation::Promote, &[version], change).await?;
         Ok(Promotion { changed, verdicts })
     }
 
@@ -309,7 +328,7 @@ impl Models {
             let Some(target) = target.await? else {
                 // The registry says why there is none.
                 let change = move |registry: &Registry| registry.rollback(&of, &alias, steps, &by);
-                return models.change(&name, change).await;
+                return models.change(&name, Operation::Rollback, change).await;
             };
             refuse_unservable(&target)?;
             let version = target.version;
@@ -323,7 +342,7 @@ impl Models {
                 registry.rollback(&of, &alias, steps, &by)
             };
             models.flights.forgive(&name, version);
-            let moved = models.change_when_ready(&name, &[version], change).await;
+            let moved = models.change_when_ready(&name, Operation::Rollback, &[version], change).await;
             if moved.is_err() && !was_ready {
                 models.release_unwanted(&name, version).await;
             }
@@ -345,7 +364,8 @@ impl Models {
     ) -> Result<()> {
         let of = name.clone();
         self.flights.forgive(name, version);
-        self.change(name, move |registry| registry.set_wanted(&of, version, wanted, &by)).await?;
+        let change = move |registry: &Registry| registry.set_wanted(&of, version, wanted, &by);
+        self.change(name, Operation::SetWanted, change).await?;
         match wanted {
             Wanted::Loaded => self.load_now(name, version).await.map(drop),
             Wanted::Auto => Ok(()),
@@ -360,7 +380,7 @@ impl Models {
     pub(super) async fn load_stored(self: &Arc<Self>, name: &ModelName) -> Result<()> {
         let of = name.clone();
         let by = By::new("repository", "RepositoryModelLoad");
-        self.change(name, move |registry| {
+        self.change(name, Operation::SetWanted, move |registry| {
             let stored = Stored::read(registry, &of)?;
             for record in stored.iter().flat_map(Stored::servable) {
                 if record.wanted == Wanted::Unloaded {
@@ -389,7 +409,7 @@ impl Models {
     pub(super) async fn unload_stored(self: &Arc<Self>, name: &ModelName) -> Result<()> {
         let of = name.clone();
         let by = By::new("repository", "RepositoryModelUnload");
-        self.change(name, move |registry| {
+        self.change(name, Operation::SetWanted, move |registry| {
             let stored = Stored::read(registry, &of)?;
             for record in stored.iter().flat_map(Stored::servable) {
                 if record.wanted != Wanted::Unloaded {

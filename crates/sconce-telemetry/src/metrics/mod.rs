@@ -187,6 +187,19 @@ pub struct SinkSample {
     pub queue: (usize, usize),
 }
 
+/// One kind of operation on the registry up to a scrape.
+#[derive(Debug, Clone, Default)]
+pub struct RegistrySample {
+    /// Its name.
+    pub operation: &'static str,
+    /// Of these, those that the registry refused, because they do not fit what there is.
+    pub refused: u64,
+    /// Of these, those that failed for no fault of whoever asked.
+    pub failed: u64,
+    /// How long they took, all of them.
+    pub times: DurationHistogram,
+}
+
 /// Exposures and feedback at the time of a scrape.
 #[derive(Debug, Clone, Default)]
 pub struct FeedbackSample {
@@ -224,6 +237,8 @@ pub struct Scrape {
     pub shadows: Vec<ShadowSample>,
     /// Rollouts.
     pub rollouts: RolloutsSample,
+    /// What was asked of the registry, if there is one.
+    pub registry: Vec<RegistrySample>,
     /// Traces and log lines.
     pub recorder: RecorderSample,
     /// The prediction log, by sink.
@@ -283,6 +298,7 @@ fn bound(models: &mut Vec<ModelSample>) {
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.encode_server(&mut encoder)?;
+        self.encode_registry(&mut encoder)?;
         self.encode_recorder(&mut encoder)?;
         self.encode_sinks(&mut encoder)?;
         self.encode_feedback(&mut encoder)?;

@@ -1,6 +1,6 @@
 //! What is the server's own, and the process's.
 
-use super::{DeviceMemory, Scrape, SinkSample, TenantSample, i64_of, to_i64};
+use super::{DeviceMemory, RegistrySample, Scrape, SinkSample, TenantSample, i64_of, to_i64};
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use sconce_core::DurationHistogram;
@@ -110,6 +110,36 @@ impl Scrape {
             let buckets: Vec<(f64, u64)> = DurationHistogram::buckets(times).collect();
             let total = times.total();
             loads.encode_family(&[("status", status)])?.encode_histogram::<NoLabelSet>(
+                total.time.as_secs_f64(),
+                total.count,
+                &buckets,
+                None,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// What was asked of the registry.
+    pub(super) fn encode_registry(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        if self.registry.is_empty() {
+            return Ok(());
+        }
+        let help = "Operations on the registry by what became of them";
+        let name = "sconce_registry_operations";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for RegistrySample { operation, refused, failed, times } in &self.registry {
+            let ok = times.total().count.saturating_sub(refused + failed);
+            for (status, count) in [("ok", &ok), ("refused", refused), ("failed", failed)] {
+                let labels = [("operation", *operation), ("status", status)];
+                family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(count, None)?;
+            }
+        }
+        let help = "Operations on the registry, until they are on disk";
+        let name = "sconce_registry_operation_duration_seconds";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for RegistrySample { operation, times, .. } in &self.registry {
+            let (buckets, total): (Vec<(f64, u64)>, _) = (times.buckets().collect(), times.total());
+            family.encode_family(&[("operation", *operation)])?.encode_histogram::<NoLabelSet>(
                 total.time.as_secs_f64(),
                 total.count,
                 &buckets,

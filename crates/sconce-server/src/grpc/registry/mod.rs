@@ -6,7 +6,7 @@ mod register;
 use crate::door::Door;
 use crate::grpc::control::{Answer, Items, actor, answer, items, name, refused};
 use crate::grpc::status;
-use crate::models::Models;
+use crate::models::{Models, Operation};
 use prost::Message as _;
 use sconce_core::{Error, ErrorCode, ModelName, ModelVersion, abbreviate};
 use sconce_proto::sconce as pb;
@@ -73,6 +73,7 @@ impl Control {
         &self,
         model: &str,
         version: String,
+        operation: Operation,
         change: impl FnOnce(&Registry, &ModelName, ModelVersion) -> Result<VersionRecord, RegistryError>
         + Send
         + 'static,
@@ -80,7 +81,7 @@ impl Control {
         let name = name(model)?;
         let of = name.clone();
         let change = move |registry: &Registry| change(registry, &of, registry.resolve(&of, &version)?);
-        let record = self.models().change(&name, change).await.map_err(refused)?;
+        let record = self.models().change(&name, operation, change).await.map_err(refused)?;
         self.door.report_health().await;
         answer(self.version_message(record).await?)
     }
@@ -266,7 +267,7 @@ impl Service for Control {
         let name = name(&model)?;
         let (of, by) = (name.clone(), By::new(actor, reason));
         let change = move |registry: &Registry| registry.remove_alias(&of, &alias, None, &by);
-        let changed = self.models().change(&name, change).await.map_err(refused)?;
+        let changed = self.models().change(&name, Operation::RemoveAlias, change).await.map_err(refused)?;
         answer(pb::RemoveAliasResponse { generation: changed.generation })
     }
 
@@ -279,7 +280,7 @@ impl Service for Control {
         let said =
             ModelUpdate { description, tags: set_tags.then_some(tags), gates: gates.map(records::to_gates) };
         let change = move |registry: &Registry| registry.update_model(&of, said, &by);
-        let record = self.models().change(&name, change).await.map_err(refused)?;
+        let record = self.models().change(&name, Operation::Update, change).await.map_err(refused)?;
         answer(records::model(record))
     }
 
@@ -296,7 +297,7 @@ impl Service for Control {
         let change = move |registry: &Registry, name: &ModelName, version: ModelVersion| {
             registry.update_version(name, version, said, &by)
         };
-        self.change_version(&request.model, request.version, change).await
+        self.change_version(&request.model, request.version, Operation::Update, change).await
     }
 
     async fn set_wanted(&self, request: Request<pb::SetWantedRequest>) -> Answer<pb::Version> {
@@ -345,7 +346,7 @@ impl Service for Control {
         let change = move |registry: &Registry, name: &ModelName, version: ModelVersion| {
             if undo { registry.unarchive(name, version, &by) } else { registry.archive(name, version, &by) }
         };
-        self.change_version(&model, version, change).await
+        self.change_version(&model, version, Operation::Archive, change).await
     }
 
     async fn delete(&self, request: Request<pb::DeleteRequest>) -> Answer<pb::DeleteResponse> {
@@ -362,7 +363,7 @@ impl Service for Control {
             registry.delete_version(&of, registry.resolve(&of, &version)?, &by)?;
             Ok(1)
         };
-        let versions = self.models().change(&name, change).await.map_err(refused)?;
+        let versions = self.models().change(&name, Operation::Delete, change).await.map_err(refused)?;
         self.door.report_health().await;
         answer(pb::DeleteResponse { versions: u32::try_from(versions).unwrap_or(u32::MAX) })
     }

@@ -2,7 +2,7 @@
 
 use super::{records, version_message};
 use crate::grpc::control::{name, refused};
-use crate::models::Models;
+use crate::models::{Models, Operation};
 use sconce_candle::Package;
 use sconce_core::{DeviceId, Error, Result};
 use sconce_proto::sconce as pb;
@@ -146,7 +146,8 @@ async fn register(
         new.metrics.entry(metric).or_insert(value);
     }
     let name = new.model.clone();
-    models.change(&name, move |registry: &Registry| registry.register(new, import, &by)).await
+    let change = move |registry: &Registry| registry.register(new, import, &by);
+    models.change(&name, Operation::Register, change).await
 }
 
 fn new_version(header: pb::NewVersion, actor: String) -> Result<(NewVersion, By)> {
