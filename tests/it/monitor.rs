@@ -49,7 +49,12 @@ impl Values {
 }
 
 fn settings() -> pb::MonitorSettings {
-    pb::MonitorSettings { pane: Some(Pane::PaneRows(500)), panes: Some(4), ..Default::default() }
+    pb::MonitorSettings {
+        pane: Some(Pane::PaneRows(500)),
+        panes: Some(4),
+        rows_per_second: Some(1e9),
+        ..Default::default()
+    }
 }
 
 fn setting(reference: Reference) -> pb::SetMonitorRequest {
@@ -180,7 +185,7 @@ async fn what_cannot_be_watched_is_refused_with_the_reason() {
     let data = tempfile::tempdir().unwrap();
     let (server, client, monitors) = start(data.path()).await;
     type Change = fn(&mut pb::SetMonitorRequest);
-    let cases: [(Change, Code, &str); 14] = [
+    let cases: [(Change, Code, &str); 15] = [
         (|it| it.model = "other".to_owned(), Code::NotFound, "other"),
         (|it| it.model = "../x".to_owned(), Code::InvalidArgument, "model"),
         (|it| it.version = "9".to_owned(), Code::NotFound, "9"),
@@ -196,6 +201,11 @@ async fn what_cannot_be_watched_is_refused_with_the_reason() {
         (|it| it.settings.as_mut().unwrap().panes = Some(65), Code::InvalidArgument, "panes"),
         (|it| it.settings.as_mut().unwrap().pane = Some(Pane::PaneMs(0)), Code::InvalidArgument, "pane"),
         (|it| it.settings.as_mut().unwrap().sample = Some(f64::NAN), Code::InvalidArgument, "sample"),
+        (
+            |it| it.settings.as_mut().unwrap().rows_per_second = Some(0.0),
+            Code::InvalidArgument,
+            "rows_per_second",
+        ),
         (|it| it.settings.as_mut().unwrap().minimum_psi = Some(-1.0), Code::InvalidArgument, "minimum_psi"),
         (
             |it| it.settings.as_mut().unwrap().false_alarms_per_month = Some(0.0),

@@ -96,16 +96,17 @@ pub(crate) async fn infer(
             execute(&models.prepare, served, scheduler, request, observed).await
         }
         (Target::Model(scheduler), Some(cache)) => {
-            infer_cached(&models.prepare, served, scheduler, cache, request, observed).await
+            Box::pin(infer_cached(&models.prepare, served, scheduler, cache, request, observed)).await
         }
         (Target::Ensemble(assembly), _) => {
-            let answer = assembly.run(models, request, observed).await.inspect_err(count)?;
+            // What few requests need is not to make the future of all large: it is moved.
+            let answer = Box::pin(assembly.run(models, request, observed)).await.inspect_err(count)?;
             served.count_answered_elsewhere(rows, arrived_at.elapsed());
             observed.executed = true;
             Ok(answer)
         }
         (Target::Remote(remote), _) => {
-            let answer = remote.run(request, &observed.trace).await.inspect_err(count)?;
+            let answer = Box::pin(remote.run(request, &observed.trace)).await.inspect_err(count)?;
             served.count_answered_elsewhere(rows, arrived_at.elapsed());
             observed.executed = true;
             Ok(answer)

@@ -93,9 +93,12 @@ struct Set {
     /// How many alarms a month may be false [default: 1]
     #[arg(long, value_name = "COUNT")]
     false_alarms: Option<f64>,
-    /// The share of requests that is looked at [default: 1]
+    /// The share of requests that is looked at, at most [default: 1]
     #[arg(long, value_name = "SHARE")]
     sample: Option<f64>,
+    /// Rows that are taken a second, at most: while more come, fewer requests are looked at [default: 1000]
+    #[arg(long, value_name = "ROWS")]
+    rows_per_second: Option<f64>,
     /// Why, for the audit trail
     #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
     reason: String,
@@ -169,6 +172,7 @@ async fn set(control: &Control, set: Set) -> Outcome {
         max_silence_ms: set.max_silence.map(|it| u64::try_from(it.as_millis()).unwrap_or(u64::MAX)),
         false_alarms_per_month: set.false_alarms,
         sample: set.sample,
+        rows_per_second: set.rows_per_second,
     };
     let request = pb::SetMonitorRequest {
         model,
@@ -198,7 +202,11 @@ fn tell(control: &Control, found: &pb::Monitored) -> Outcome {
     if !found.problem.is_empty() {
         say!("  no row is taken: {}", plain(&found.problem))?;
     }
-    say!("  {} taken, {} of reference", text::count(found.rows, "row"), found.reference_rows)?;
+    let (rows, percent) = (text::count(found.rows, "row"), 100.0 * found.share);
+    say!(
+        "  {rows} taken, of {percent:.0} % of the requests now; the reference has {}",
+        found.reference_rows
+    )?;
     if !found.verdict_json.is_empty() {
         let verdict: sconce_monitor::Verdict = serde_json::from_str(&found.verdict_json)?;
         let drifted = verdict.drifted();
@@ -297,6 +305,7 @@ fn document(it: &pb::Monitored) -> Value {
         "state": state(it.state()),
         "since_ms": it.since_ms,
         "rows": it.rows,
+        "share": it.share,
         "reference_rows": it.reference_rows,
         "learn_rows": (it.learn_rows > 0).then_some(it.learn_rows),
         "problem": (!it.problem.is_empty()).then_some(&it.problem),

@@ -27,6 +27,7 @@ use sconce_proto::inference::{
 use sconce_scheduler::Tenant;
 use sconce_telemetry::traces::{Method, RequestTrace};
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -73,7 +74,8 @@ where
     let deadline = call_deadline(&head.headers, arrived_at)?;
     let visit = enter(door, &door.tenants.caller(&head.headers, arrived_at)?, arrived_at)?;
     observation.tenant = visit.name();
-    let answered = async {
+    // Where it is, for it is large, and would be moved to where it is awaited.
+    let answered = pin!(async {
         let mut reader = MessageReader::new(body, door.budget.clone(), door.limits.max_message_bytes);
         let arrive_by = deadline.into_iter().chain(arrived_at.checked_add(ARRIVAL_LIMIT)).min();
         let received = match dispatch::within(arrive_by, reader.next()).await.flatten() {
@@ -86,7 +88,7 @@ where
         let (response, reservation) =
             infer(door, &head.headers, request, reservation, visit.tenant(), deadline, observation).await?;
         frames::encode(response, reservation)
-    };
+    });
     let answered = answered.await;
     visit.end(&answered);
     answered

@@ -262,7 +262,8 @@ impl Listener {
         let call = Call::new(calls, place, Instant::now());
         match request.uri().path() {
             "/inference.GRPCInferenceService/ModelInfer" => {
-                inference::unary(&self.door, &call, request).await
+                // On its way to its task a call is moved several times: what it needs later stays out of it.
+                Box::pin(inference::unary(&self.door, &call, request)).await
             }
             "/inference.GRPCInferenceService/ModelStreamInfer" => {
                 inference::streaming(self.door, call, request)

@@ -17,6 +17,9 @@ use tonic::{Request, Status};
 /// Rows that a reference may be learned from.
 const LEARN_ROWS: std::ops::RangeInclusive<u64> = 100..=10_000_000;
 
+/// Rows that are taken, where nobody says how many: in an hour more than any verdict needs.
+const ROWS_PER_SECOND: f64 = 1000.0;
+
 /// The calls about monitors.
 pub(crate) struct Monitors {
     door: Arc<Door>,
@@ -156,15 +159,17 @@ fn stored(
     let budget = settings
         .false_alarms_per_month
         .map_or_else(Budget::default, |monthly| Budget { false_alarms_per_month: monthly });
-    let settings = Settings { window, budget, sample: settings.sample.unwrap_or(1.0) };
+    let (sample, rows_per_second) =
+        (settings.sample.unwrap_or(1.0), settings.rows_per_second.unwrap_or(ROWS_PER_SECOND));
+    let settings = Settings { window, budget, sample, rows_per_second };
     Ok(Stored { settings, columns, fitted, learn_rows })
 }
 
 fn message(watched: &Watched, with_verdict: bool) -> Result<pb::Monitored, Status> {
-    let Glance { standing, since_ms, rows, reference_rows, verdict, problem } = watched.glance();
+    let Glance { standing, since_ms, rows, share, reference_rows, verdict, problem } = watched.glance();
     let unprintable = |error: serde_json::Error| Status::internal(format!("verdict: {error}"));
     let verdict = verdict.filter(|_| with_verdict).map(|verdict| serde_json::to_string(&verdict));
-    let Settings { window, budget, sample } = &watched.stored.settings;
+    let Settings { window, budget, sample, rows_per_second } = &watched.stored.settings;
     let settings = pb::MonitorSettings {
         pane: Some(match window.pane {
             PaneSize::Rows(rows) => Pane::PaneRows(rows),
@@ -176,6 +181,7 @@ fn message(watched: &Watched, with_verdict: bool) -> Result<pb::Monitored, Statu
         max_silence_ms: window.max_silence_ms,
         false_alarms_per_month: Some(budget.false_alarms_per_month),
         sample: Some(*sample),
+        rows_per_second: Some(*rows_per_second),
     };
     Ok(pb::Monitored {
         model: watched.model.to_string(),
@@ -183,6 +189,7 @@ fn message(watched: &Watched, with_verdict: bool) -> Result<pb::Monitored, Statu
         state: state(standing).into(),
         since_ms,
         rows,
+        share,
         reference_rows,
         learn_rows: watched.stored.learn_rows,
         settings: Some(settings),

@@ -5,6 +5,7 @@ use sconce_core::{Error, ModelName, ModelVersion, Result, Signature};
 use sconce_monitor::{Budget, Fitted, Monitor, MonitorSpec, PaneSize, Reference, State, Value, Verdict};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// An hour: how often it is noted how a version stands, whatever happens.
@@ -31,8 +32,10 @@ pub(crate) struct Stored {
 pub(crate) struct Settings {
     pub(crate) window: MonitorSpec,
     pub(crate) budget: Budget,
-    /// The share of requests that is looked at.
+    /// The share of requests that is looked at, at most.
     pub(crate) sample: f64,
+    /// Rows that are taken, about: of more, fewer requests are looked at.
+    pub(crate) rows_per_second: f64,
 }
 
 /// A version under watch.
@@ -44,6 +47,8 @@ pub(crate) struct Watched {
     pub(crate) stored: Stored,
     /// Known once the version is in memory.
     columns: OnceLock<Result<Columns, String>>,
+    /// The share of requests that is looked at now: bits of a number.
+    share: AtomicU64,
     live: Mutex<Live>,
 }
 
@@ -51,6 +56,8 @@ struct Live {
     stage: Stage,
     started_ms: u64,
     rows: u64,
+    /// Rows, and when that was, at the last look.
+    looked: (u64, u64),
     standing: Standing,
     since_ms: u64,
     verdict: Option<Verdict>,
@@ -103,6 +110,8 @@ pub(crate) struct Glance {
     pub(crate) standing: Standing,
     pub(crate) since_ms: u64,
     pub(crate) rows: u64,
+    /// Of requests that is looked at now.
+    pub(crate) share: f64,
     pub(crate) reference_rows: u64,
     pub(crate) verdict: Option<Verdict>,
     pub(crate) problem: Option<String>,
@@ -118,9 +127,14 @@ impl Watched {
         stored: Stored,
         now_ms: u64,
     ) -> Result<Self> {
-        let Settings { window, budget, sample } = &stored.settings;
+        let Settings { window, budget, sample, rows_per_second } = &stored.settings;
         if !(*sample > 0.0 && *sample <= 1.0) {
             return Err(Error::invalid(format!("sample: expected above 0 to 1, got {sample}")));
+        }
+        if !(*rows_per_second >= 1.0 && rows_per_second.is_finite()) {
+            return Err(Error::invalid(format!(
+                "rows_per_second: expected at least 1, got {rows_per_second}"
+            )));
         }
         let monthly = budget.false_alarms_per_month;
         if !(monthly > 0.0 && monthly <= 1e6) {
@@ -140,12 +154,32 @@ impl Watched {
             stage,
             started_ms: now_ms,
             rows: 0,
+            looked: (0, now_ms),
             standing,
             since_ms: now_ms,
             verdict: None,
             noted_ms: now_ms,
         };
-        Ok(Self { model, version, revision, stored, columns: OnceLock::new(), live: Mutex::new(live) })
+        let share = AtomicU64::new(stored.settings.sample.to_bits());
+        let (columns, live) = (OnceLock::new(), Mutex::new(live));
+        Ok(Self { model, version, revision, stored, columns, share, live })
+    }
+
+    /// The share of requests that is looked at now.
+    pub(super) fn share(&self) -> f64 {
+        f64::from_bits(self.share.load(Ordering::Relaxed))
+    }
+
+    /// Has fewer requests looked at while more rows come than are to be taken, and more of them while fewer do. Which requests are
+    /// looked at is a matter of chance, so what is seen is what comes.
+    fn adapt(&self, live: &mut Live, now_ms: u64) {
+        let Settings { sample, rows_per_second, .. } = self.stored.settings;
+        let (rows, then_ms) = std::mem::replace(&mut live.looked, (live.rows, now_ms));
+        let taken = (live.rows - rows) as f64;
+        let wanted = rows_per_second * now_ms.saturating_sub(then_ms) as f64 / 1000.0;
+        let share = if taken > 0.0 { self.share() * wanted / taken } else { sample };
+        // Never so few that a quieter hour would not be noticed.
+        self.share.store(share.clamp(1e-4 * sample, sample).to_bits(), Ordering::Relaxed);
     }
 
     /// Where its columns come from in a model of this signature; `None` where they cannot.
@@ -197,6 +231,7 @@ impl Watched {
     pub(super) fn look(&self, now_ms: u64) -> Result<Found> {
         let mut guard = self.live();
         let live = &mut *guard;
+        self.adapt(live, now_ms);
         let monitor = match &mut live.stage {
             Stage::Learning(Some(reference)) if reference.rows() >= self.stored.learn_rows => {
                 return Ok(Found::Learned(reference.clone()));
@@ -245,6 +280,7 @@ impl Watched {
             standing: live.standing,
             since_ms: live.since_ms,
             rows: live.rows,
+            share: self.share(),
             reference_rows,
             verdict: live.verdict.clone(),
             problem: self.columns.get().and_then(|columns| columns.as_ref().err().cloned()),
@@ -300,7 +336,7 @@ mod tests {
 
     fn learning(rows: u64) -> Stored {
         let window = MonitorSpec { pane: PaneSize::Rows(500), panes: 4, ..MonitorSpec::default() };
-        let settings = Settings { window, budget: Budget::default(), sample: 1.0 };
+        let settings = Settings { window, budget: Budget::default(), sample: 1.0, rows_per_second: 1e9 };
         Stored { settings, columns: BTreeMap::new(), fitted: None, learn_rows: rows }
     }
 
@@ -357,6 +393,33 @@ mod tests {
     }
 
     #[test]
+    fn no_more_rows_are_taken_than_are_wanted() {
+        let mut stored = learning(1_000_000);
+        stored.settings.rows_per_second = 10.0;
+        let watched = watched(stored).unwrap();
+        watched.check(&signature()).unwrap();
+        let (mut random, mut now, mut taken) = (fastrand::Rng::with_seed(6), 0, 0);
+        let tensor = || Tensor::new(DataType::Fp64, vec![1, 1], vec![0; 8].into()).unwrap();
+        let (inputs, outputs) = ([("x".to_owned(), tensor())], [Some(tensor())]);
+        // A thousand requests a second, then five, and a look every two seconds.
+        for (a_second, seconds, least, most) in [(1_000, 60, 600, 4_000), (5, 60, 0, 300), (5, 20, 100, 100)]
+        {
+            let before = taken;
+            for _ in 0..seconds / 2 {
+                for _ in 0..2 * a_second {
+                    if random.f64() < watched.share() {
+                        watched.take(&Tensors::new(&inputs, &outputs), now).unwrap();
+                        taken += 1;
+                    }
+                }
+                now += 2_000;
+                watched.look(now).unwrap();
+            }
+            assert!((least..=most).contains(&(taken - before)), "{a_second} a second: {}", taken - before);
+        }
+    }
+
+    #[test]
     fn what_does_not_fit_is_refused() {
         let of = |change: &dyn Fn(&mut Stored)| {
             let mut stored = learning(100);
@@ -366,6 +429,7 @@ mod tests {
         assert!(
             of(&|stored| stored.settings.sample = 0.0) && of(&|stored| stored.settings.sample = f64::NAN)
         );
+        assert!(of(&|stored| stored.settings.rows_per_second = 0.5));
         assert!(of(&|stored| stored.settings.window.panes = 0));
         assert!(of(&|stored| stored.settings.budget.false_alarms_per_month = -1.0));
         let none = Signature { inputs: Vec::new(), outputs: Vec::new(), max_batch_size: 1 };

@@ -50,15 +50,18 @@ impl Scrape {
             let labels = labels(monitor);
             family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&monitor.rows, None)?;
         }
-        let Some(sink) = &self.monitors_sink else { return Ok(()) };
         let help = "Requests that monitors were to see, by what became of that";
         let mut requests =
             encoder.encode_descriptor("sconce_monitor_requests", help, None, MetricType::Counter)?;
-        for (status, count) in [("taken", sink.written), ("dropped", sink.dropped), ("failed", sink.failed)] {
-            let labels = [("status", status)];
-            requests.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        if let Some(sink) = &self.monitors_sink {
+            for (status, count) in
+                [("taken", sink.written), ("dropped", sink.dropped), ("failed", sink.failed)]
+            {
+                let labels = [("status", status)];
+                requests.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+            }
         }
-        let (waiting, bound) = sink.queue;
+        let (waiting, bound) = self.monitors_sink.as_ref().map_or((0, 0), |sink| sink.queue);
         for (name, help, value) in [
             ("sconce_monitor_queue_depth", "Requests that wait to be held against references", waiting),
             ("sconce_monitor_queue_depth_limit", "The bound of sconce_monitor_queue_depth", bound),
