@@ -8,6 +8,7 @@ use sconce_client::control_proto::monitor_settings::Pane;
 use sconce_client::control_proto::set_monitor_request::Reference;
 use sconce_client::{Client, Code, HealthClient, InferRequest, MonitorClient, Options};
 use sconce_monitor::{ColumnKind, ColumnSpec, Fitted, Reference as Known, Value, Verdict};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -178,6 +179,38 @@ async fn a_reference_from_a_file_is_held_against_the_tensor_that_is_named() {
     let verdict: Verdict = serde_json::from_str(&get(&monitors).await.verdict_json).unwrap();
     let failed: Vec<_> = verdict.failed().iter().map(|check| check.kind.as_str()).collect();
     assert_eq!(failed, ["out of range"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_candidate_that_drifts_is_rolled_back() {
+    let data = tempfile::tempdir().unwrap();
+    let (server, client, monitors) = start(data.path()).await;
+    let traffic = server.traffic().await;
+    let plan = json!({
+        "candidate": "2",
+        "strategy": { "canary": { "stages": [{ "percent": 50, "min_seconds": 0, "min_samples": 10 }] } },
+        "gates": [{ "metric": "monitor", "name": "drift", "pass": ["stable"] }],
+    });
+    let (model, plan_json) = (MODEL.to_owned(), plan.to_string());
+    let request = pb::StartRolloutRequest { model, plan_json, ..Default::default() };
+    let refused = traffic.start_rollout(request.clone()).await.unwrap_err();
+    assert!(refused.code() == Code::InvalidArgument && refused.message().contains("no monitor `drift`"));
+    let mut set = setting(Reference::FittedJson(fitted("features")));
+    set.version = "2".to_owned();
+    monitors.set_monitor(set).await.unwrap();
+    traffic.start_rollout(request).await.unwrap();
+    let mut values = Values(fastrand::Rng::with_seed(13));
+    let rollout =
+        async || traffic.get_rollout(pb::GetRolloutRequest { model: MODEL.to_owned() }).await.unwrap();
+    let to_its_end = async {
+        while rollout().await.state() == pb::RolloutState::Running {
+            values.ask(&client, 4, 4.0).await;
+        }
+    };
+    patiently("the end of the rollout", to_its_end).await;
+    let ended = rollout().await;
+    assert_eq!(ended.state(), pb::RolloutState::RolledBack);
+    assert!(ended.gates[0].sentence.contains("says drifted"), "{}", ended.gates[0].sentence);
 }
 
 #[tokio::test(flavor = "multi_thread")]

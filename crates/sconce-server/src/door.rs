@@ -113,7 +113,7 @@ impl Door {
         let Sinks { predictions, exposures, monitors, webhooks } = sinks;
         Self {
             prepare: models.prepare.clone(),
-            rollouts: Arc::new(Rollouts::new(Arc::clone(&models), Arc::clone(&webhooks))),
+            rollouts: Arc::new(Rollouts::new(Arc::clone(&models), Arc::clone(&webhooks), monitors.clone())),
             models,
             content: Content::new(config.allow_plaintext),
             budget: ByteBudget::new(limits.max_inflight_bytes),

@@ -10,13 +10,16 @@ pub(crate) use stored::Stored;
 
 use crate::feedback::now_ms;
 use crate::models::{Models, route_change};
+use crate::monitors::{Monitors, Standing};
 use crate::operation::{operation, traced};
 use crate::webhooks::{self, Webhooks};
 use evidence::Gathered;
 use sconce_core::{Error, ErrorCode, ModelName, Result};
 use sconce_registry::{AliasMove, By, DocumentChange, Registry, RegistryError, Together, limits};
 use sconce_telemetry::metrics::{RolloutSample, RolloutsSample};
-use sconce_traffic::rollout::{Action, End, Event, GateVerdict, Phase, Plan, Rollout, Wanted, WrongPhase};
+use sconce_traffic::rollout::{
+    Action, End, Event, Fact, GateVerdict, Phase, Plan, Rollout, Wanted, WrongPhase,
+};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,6 +30,8 @@ use tokio_util::sync::CancellationToken;
 
 /// The kind of the document that holds a rollout.
 pub(crate) const KIND: &str = "rollout";
+/// The monitor of a candidate that is watched, to gates.
+const DRIFT: &str = "drift";
 /// How often a controller looks at the evidence.
 const LOOK: Duration = Duration::from_millis(500);
 /// How often it stores what it has counted, if nothing happens that is stored anyway: what a kill can lose.
@@ -45,6 +50,8 @@ const ACTOR: &str = "rollout";
 pub(crate) struct Rollouts {
     models: Arc<Models>,
     webhooks: Arc<Webhooks>,
+    /// What gates may ask; `None` without a registry.
+    monitors: Option<Arc<Monitors>>,
     under_way: Mutex<BTreeMap<ModelName, Handle>>,
     /// Those that ended since the server started, by [`ENDS`].
     ended: [AtomicU64; 3],
@@ -88,8 +95,12 @@ struct Order {
 }
 
 impl Rollouts {
-    pub(crate) fn new(models: Arc<Models>, webhooks: Arc<Webhooks>) -> Self {
-        Self { models, webhooks, under_way: Mutex::default(), ended: Default::default() }
+    pub(crate) fn new(
+        models: Arc<Models>,
+        webhooks: Arc<Webhooks>,
+        monitors: Option<Arc<Monitors>>,
+    ) -> Self {
+        Self { models, webhooks, monitors, under_way: Mutex::default(), ended: Default::default() }
     }
 
     /// Takes up what was under way when the server stopped.
@@ -139,7 +150,12 @@ impl Rollouts {
         let span = operation!("start a rollout", name, plan.candidate);
         let started = async move {
             let of = name.clone();
-            let read = move |registry: &Registry| Stored::begin(registry, &of, plan, now_ms());
+            let monitors = rollouts.monitors.clone();
+            let read = move |registry: &Registry| {
+                Stored::begin(registry, &of, plan, now_ms(), |candidate| {
+                    monitors.is_some_and(|monitors| monitors.get(&of, candidate).is_ok())
+                })
+            };
             let (stored, actions, previous) = rollouts.models.read(read).await?;
             if dry_run {
                 return Ok(Arc::new(Seen { model: name, revision: 0, stored, problem: None }));
@@ -236,6 +252,7 @@ impl Rollouts {
         let controller = Controller {
             models: Arc::clone(&self.models),
             webhooks: Arc::clone(&self.webhooks),
+            monitors: self.monitors.clone(),
             now: Seen::clone(&seen),
             seen: sender,
             gathered,
@@ -354,6 +371,7 @@ impl Steer {
 struct Controller {
     models: Arc<Models>,
     webhooks: Arc<Webhooks>,
+    monitors: Option<Arc<Monitors>>,
     /// The rollout as it is now: stored, but for what was counted since.
     now: Seen,
     seen: watch::Sender<Arc<Seen>>,
@@ -392,10 +410,20 @@ impl Controller {
         self.now
     }
 
+    /// Whether the candidate has drifted, once that is shown.
+    fn drift(&self) -> Option<(String, Fact)> {
+        let monitors = self.monitors.as_ref()?;
+        let watched = monitors.get(&self.now.model, self.now.stored.candidate).ok()?;
+        let standing = watched.glance().standing;
+        let is_shown = matches!(standing, Standing::Stable | Standing::Drifted);
+        is_shown.then(|| (DRIFT.to_owned(), Fact::State(standing.as_str().to_owned())))
+    }
+
     /// Looks at the evidence, and does what follows from it.
     async fn look(&mut self) {
         let route = self.models.live_route(self.now.model.as_str());
-        let evidence = self.gathered.look(route.as_deref(), &self.now.stored);
+        let mut evidence = self.gathered.look(route.as_deref(), &self.now.stored);
+        evidence.facts.extend(self.drift());
         let mut next = self.now.stored.rollout.clone();
         let actions = next.step(now_ms(), &evidence);
         if actions.is_empty() {

@@ -1,6 +1,6 @@
 //! A rollout as it is stored, and the route that it asks for.
 
-use super::{KIND, refuse_by_hand};
+use super::{DRIFT, KIND, refuse_by_hand};
 use crate::models::CHAMPION;
 use crate::traffic;
 use sconce_core::{Error, ModelName, ModelVersion, Result};
@@ -28,7 +28,7 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    /// Begins `plan` for `name`. With what is to be done, and the revision of the rollout before it.
+    /// Begins `plan` for `name`; `is_watched` says it of a candidate. With what is to be done, and the revision of the rollout before it.
     ///
     /// # Errors
     /// `Invalid` with every problem of the plan; `Precondition` while another rollout is under way, where nothing is there to hold
@@ -38,6 +38,7 @@ impl Stored {
         name: &ModelName,
         plan: Plan,
         now_ms: u64,
+        is_watched: impl FnOnce(ModelVersion) -> bool,
     ) -> Result<(Self, Vec<Action>, Option<u64>), RegistryError> {
         let model = registry.model(name)?;
         let previous = registry.document(name, KIND)?.map(|previous| previous.revision);
@@ -47,6 +48,10 @@ impl Stored {
         let mut known = BTreeSet::new();
         if route.iter().flat_map(|route| &route.shadows).any(|shadow| shadow.target == plan.candidate) {
             known.insert(SHADOW_DISAGREEMENT.to_owned());
+        }
+        // One that is none is a problem of the plan, and told with the others.
+        if registry.resolve(name, &plan.candidate).is_ok_and(is_watched) {
+            known.insert(DRIFT.to_owned());
         }
         let alias = plan.alias.clone();
         let begun = Rollout::start(plan, &known, now_ms);
