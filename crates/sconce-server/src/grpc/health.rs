@@ -178,10 +178,11 @@ fn component(name: &str, status: HealthStatus, detail: String) -> pb::Component 
 
 /// The alert of a version that sees, or says, something else than its reference.
 fn drifted(watched: &Watched) -> Option<pb::Alert> {
-    let Glance { standing, since_ms, verdict, .. } = watched.glance();
+    let Glance { standing, since_ms, .. } = watched.glance();
     if standing != monitors::Standing::Drifted {
         return None;
     }
+    let verdict = watched.verdict();
     let features: Vec<&str> =
         verdict.iter().flat_map(|verdict| verdict.drifted()).take(5).map(|it| it.feature.as_str()).collect();
     let failed = verdict.as_ref().map_or(0, |verdict| verdict.failed().len());

@@ -166,9 +166,10 @@ fn stored(
 }
 
 fn message(watched: &Watched, with_verdict: bool) -> Result<pb::Monitored, Status> {
-    let Glance { standing, since_ms, rows, share, reference_rows, verdict, problem } = watched.glance();
+    let Glance { standing, since_ms, rows, share, reference_rows, problem } = watched.glance();
     let unprintable = |error: serde_json::Error| Status::internal(format!("verdict: {error}"));
-    let verdict = verdict.filter(|_| with_verdict).map(|verdict| serde_json::to_string(&verdict));
+    let verdict =
+        with_verdict.then(|| watched.verdict()).flatten().map(|verdict| serde_json::to_string(&verdict));
     let Settings { window, budget, sample, rows_per_second } = &watched.stored.settings;
     let settings = pb::MonitorSettings {
         pane: Some(match window.pane {

@@ -160,14 +160,13 @@ impl Monitors {
     /// A scrape's view of the versions.
     pub(crate) fn sample(&self) -> Vec<MonitorSample> {
         let of = |watched: Arc<Watched>| {
-            let Glance { standing, rows, verdict, .. } = watched.glance();
-            let features = verdict.map(|verdict| verdict.features).unwrap_or_default();
+            let Glance { standing, rows, .. } = watched.glance();
             MonitorSample {
                 model: watched.model.to_string(),
                 version: watched.version.to_string(),
                 state: standing.as_str(),
                 rows,
-                psi: features.into_iter().map(|feature| (feature.feature, feature.psi)).collect(),
+                psi: watched.psi(),
             }
         };
         self.all().into_iter().map(of).collect()
@@ -269,7 +268,9 @@ fn look(table: &ArcSwap<Table>, registry: &Registry, watched: &Arc<Watched>, now
             };
             let by = By::new(ACTOR, format!("the reference is learned from {} rows", stored.learn_rows));
             let change = change(version, Some(now.revision), Some(&stored))?;
-            let applied = registry.change_together(model, change, &by)?;
+            let applied = registry.change_together(model, change, &by).inspect_err(|error| {
+                watched.give_up(format!("the reference cannot be kept: {error}"));
+            })?;
             let revision = applied.documents.into_iter().flatten().map(|it| it.revision).next();
             let revision = revision.unwrap_or(now.revision);
             let learned = Watched::new(model.clone(), version, revision, stored, now_ms)?;

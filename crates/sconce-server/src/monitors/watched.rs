@@ -62,6 +62,7 @@ struct Live {
     since_ms: u64,
     verdict: Option<Verdict>,
     noted_ms: u64,
+    problem: Option<String>,
 }
 
 enum Stage {
@@ -105,7 +106,7 @@ pub(super) enum Found {
     Learned(Reference),
 }
 
-/// What a scrape, or a list, sees of a version.
+/// What a list sees of a version.
 pub(crate) struct Glance {
     pub(crate) standing: Standing,
     pub(crate) since_ms: u64,
@@ -113,7 +114,6 @@ pub(crate) struct Glance {
     /// Of requests that is looked at now.
     pub(crate) share: f64,
     pub(crate) reference_rows: u64,
-    pub(crate) verdict: Option<Verdict>,
     pub(crate) problem: Option<String>,
 }
 
@@ -159,6 +159,7 @@ impl Watched {
             since_ms: now_ms,
             verdict: None,
             noted_ms: now_ms,
+            problem: None,
         };
         let share = AtomicU64::new(stored.settings.sample.to_bits());
         let (columns, live) = (OnceLock::new(), Mutex::new(live));
@@ -233,6 +234,7 @@ impl Watched {
         let live = &mut *guard;
         self.adapt(live, now_ms);
         let monitor = match &mut live.stage {
+            _ if live.problem.is_some() => return Ok(Found::Nothing),
             Stage::Learning(Some(reference)) if reference.rows() >= self.stored.learn_rows => {
                 return Ok(Found::Learned(reference.clone()));
             }
@@ -282,9 +284,28 @@ impl Watched {
             rows: live.rows,
             share: self.share(),
             reference_rows,
-            verdict: live.verdict.clone(),
-            problem: self.columns.get().and_then(|columns| columns.as_ref().err().cloned()),
+            problem: live
+                .problem
+                .clone()
+                .or_else(|| self.columns.get().and_then(|columns| columns.as_ref().err().cloned())),
         }
+    }
+
+    /// What the last look found.
+    pub(crate) fn verdict(&self) -> Option<Verdict> {
+        self.live().verdict.clone()
+    }
+
+    /// How far each feature is from the reference, as of the last look.
+    pub(super) fn psi(&self) -> Vec<(String, f64)> {
+        let live = self.live();
+        let features = live.verdict.iter().flat_map(|verdict| &verdict.features);
+        features.map(|feature| (feature.feature.clone(), feature.psi)).collect()
+    }
+
+    /// What it learned cannot be kept: it learns no more.
+    pub(super) fn give_up(&self, problem: String) {
+        self.live().problem = Some(problem);
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {
