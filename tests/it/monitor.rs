@@ -188,7 +188,7 @@ async fn a_candidate_that_drifts_is_rolled_back() {
     let traffic = server.traffic().await;
     let plan = json!({
         "candidate": "2",
-        "strategy": { "canary": { "stages": [{ "percent": 50, "min_seconds": 0, "min_samples": 10 }] } },
+        "strategy": { "canary": { "stages": [{ "percent": 50, "min_seconds": 0, "min_samples": 10 }, { "percent": 100 }] } },
         "gates": [{ "metric": "monitor", "name": "drift", "pass": ["stable"] }],
     });
     let (model, plan_json) = (MODEL.to_owned(), plan.to_string());
