@@ -1,13 +1,14 @@
 //! Monitors in a server: a reference is learned or given, a change of what comes is found, told and noted, and its end as well.
 
 use crate::registry::{promote, push};
-use crate::support::{PATIENCE, Running, connect, matrix, patiently, until};
+use crate::support::{Receiver, Running, connect, matrix, patiently, until};
 use sconce_client::control_proto as pb;
 use sconce_client::control_proto::MonitorState as State;
 use sconce_client::control_proto::monitor_settings::Pane;
 use sconce_client::control_proto::set_monitor_request::Reference;
 use sconce_client::{Client, Code, HealthClient, InferRequest, MonitorClient, Options};
 use sconce_monitor::{ColumnKind, ColumnSpec, Fitted, Reference as Known, Value, Verdict};
+use sconce_server::WebhookConfig;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,8 +16,8 @@ use std::path::Path;
 const MODEL: &str = "scale";
 
 /// A server whose model multiplies a number, with a second version that nobody asks.
-async fn start(data: &Path) -> (Running, Client, MonitorClient) {
-    let server = Running::stored(data, |_| {}).await;
+async fn start(data: &Path, webhooks: Vec<WebhookConfig>) -> (Running, Client, MonitorClient) {
+    let server = Running::stored(data, |config| config.webhooks = webhooks).await;
     let mut registry = server.registry().await;
     for factor in [2.0, 3.0] {
         push(&mut registry, MODEL, factor).await;
@@ -100,7 +101,11 @@ fn states(history: &[pb::MonitorEntry]) -> Vec<State> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drift_is_learned_of_found_told_noted_and_over() {
     let data = tempfile::tempdir().unwrap();
-    let (server, client, monitors) = start(data.path()).await;
+    let receiver = Receiver::start([500]).await;
+    let secret = data.path().join("secret");
+    std::fs::write(&secret, "what only the two of us may know").unwrap();
+    let hook = WebhookConfig { url: receiver.url(), secret_file: Some(secret), ..WebhookConfig::default() };
+    let (server, client, monitors) = start(data.path(), vec![hook]).await;
     let mut values = Values(fastrand::Rng::with_seed(11));
     let set = monitors.set_monitor(setting(Reference::LearnRows(2_000))).await.unwrap();
     assert_eq!((set.state(), set.version, set.learn_rows), (State::Learning, 1, 2_000));
@@ -123,6 +128,14 @@ async fn a_drift_is_learned_of_found_told_noted_and_over() {
     let alerts = health.health(Some(MODEL)).await.unwrap().alerts;
     let alert = alerts.iter().find(|alert| alert.name == "SconceDrift").expect("an alert");
     assert!(alert.summary.starts_with("version 1: ") && alert.since_ms > 0, "{}", alert.summary);
+
+    // Who is to know is told of what changed, and that it may be time to fit the model anew.
+    until("three events", async || receiver.taken().len() == 3).await;
+    let events: Vec<_> = receiver.taken().iter().map(|posted| posted.json()).collect();
+    let kinds: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["stable", "drifted", "retrain"].map(|what| format!("sconce.monitor.{what}.v1")));
+    assert_eq!(events[1]["source"], format!("/sconce/models/{MODEL}/versions/1"));
+    assert!(events[2]["data"]["features"][0]["psi"].as_f64().unwrap() > 0.25, "{}", events[2]);
 
     // What happened is noted, and how it is watched is as well: over a restart.
     let before = history(&monitors).await;
@@ -151,7 +164,6 @@ async fn a_drift_is_learned_of_found_told_noted_and_over() {
     server.registry().await.delete(delete).await.unwrap();
     let gone = async || monitors.list_monitors(pb::ListMonitorsRequest::default()).await.unwrap().is_empty();
     until("nothing to watch", gone).await;
-    assert!(PATIENCE.as_secs() > 10);
 }
 
 /// A reference of one numeric column.
@@ -166,7 +178,7 @@ fn fitted(column: &str) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reference_from_a_file_is_held_against_the_tensor_that_is_named() {
     let data = tempfile::tempdir().unwrap();
-    let (_server, client, monitors) = start(data.path()).await;
+    let (_server, client, monitors) = start(data.path(), Vec::new()).await;
     let mut request = setting(Reference::FittedJson(fitted("age")));
     let refused = monitors.set_monitor(request.clone()).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
@@ -184,7 +196,7 @@ async fn a_reference_from_a_file_is_held_against_the_tensor_that_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_candidate_that_drifts_is_rolled_back() {
     let data = tempfile::tempdir().unwrap();
-    let (server, client, monitors) = start(data.path()).await;
+    let (server, client, monitors) = start(data.path(), Vec::new()).await;
     let traffic = server.traffic().await;
     let plan = json!({
         "candidate": "2",
@@ -216,7 +228,7 @@ async fn a_candidate_that_drifts_is_rolled_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_watched_is_refused_with_the_reason() {
     let data = tempfile::tempdir().unwrap();
-    let (server, client, monitors) = start(data.path()).await;
+    let (server, client, monitors) = start(data.path(), Vec::new()).await;
     type Change = fn(&mut pb::SetMonitorRequest);
     let cases: [(Change, Code, &str); 15] = [
         (|it| it.model = "other".to_owned(), Code::NotFound, "other"),

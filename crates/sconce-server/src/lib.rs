@@ -157,7 +157,8 @@ impl Server {
         let monitors = match registry.clone() {
             None => None,
             Some(registry) => {
-                let started = tokio::task::spawn_blocking(move || Monitors::start(&registry)).await;
+                let webhooks = Arc::clone(&webhooks);
+                let started = tokio::task::spawn_blocking(move || Monitors::start(&registry, webhooks)).await;
                 let started =
                     started.map_err(|error| Error::internal("starting panicked").with_source(error))?;
                 Some(started.map_err(StartError::Thread)?)

@@ -11,6 +11,7 @@ pub(crate) use watched::{Entry, Glance, Settings, Standing, Stored, Watched};
 use crate::feedback::now_ms;
 use crate::models::Served;
 use crate::sink::{Inbox, Sink};
+use crate::webhooks::{Event, Webhooks};
 use arc_swap::ArcSwap;
 use columns::Tensors;
 use sconce_core::{Error, ErrorCode, ModelName, ModelVersion, PredictionId, Result, Tensor};
@@ -18,6 +19,7 @@ use sconce_monitor::Fitted;
 use sconce_registry::{By, DocumentChange, Names, Registry, RegistryError, Together, Topic, limits};
 use sconce_telemetry::metrics::{MonitorSample, SinkSample};
 use sconce_telemetry::traces::Observed;
+use serde_json::json;
 use std::collections::HashMap;
 use std::io;
 use std::ops::Bound;
@@ -70,10 +72,11 @@ impl Monitors {
     ///
     /// # Errors
     /// When there is no thread, or the registry cannot be read.
-    pub(crate) fn start(registry: &Arc<Registry>) -> io::Result<Arc<Self>> {
+    pub(crate) fn start(registry: &Arc<Registry>, webhooks: Arc<Webhooks>) -> io::Result<Arc<Self>> {
         let table = Arc::new(ArcSwap::from_pointee(stored(registry).map_err(io::Error::other)?));
         let (theirs, registry_of_thread) = (Arc::clone(&table), Arc::clone(registry));
-        let sink = Sink::start(NAME, QUEUE, move |inbox| run(&theirs, &registry_of_thread, inbox))?;
+        let sink =
+            Sink::start(NAME, QUEUE, move |inbox| run(&theirs, &registry_of_thread, &webhooks, inbox))?;
         Ok(Arc::new(Self { table, registry: Arc::clone(registry), sink }))
     }
 
@@ -218,7 +221,7 @@ impl Draft {
 }
 
 /// Counts what comes, and judges now and then, until it is told to stop.
-fn run(table: &ArcSwap<Table>, registry: &Registry, mut inbox: Inbox<Seen>) {
+fn run(table: &ArcSwap<Table>, registry: &Registry, webhooks: &Webhooks, mut inbox: Inbox<Seen>) {
     let mut pending = Vec::new();
     let mut looked_at = Instant::now();
     loop {
@@ -233,7 +236,7 @@ fn run(table: &ArcSwap<Table>, registry: &Registry, mut inbox: Inbox<Seen>) {
         if looked_at.elapsed() >= LOOK_EVERY {
             looked_at = Instant::now();
             for watched in table.load().values().flatten() {
-                if let Err(error) = look(table, registry, watched, now_ms()) {
+                if let Err(error) = look(table, registry, webhooks, watched, now_ms()) {
                     tracing::warn!(model = %watched.model, version = %watched.version, %error, "a monitor failed");
                 }
             }
@@ -244,7 +247,13 @@ fn run(table: &ArcSwap<Table>, registry: &Registry, mut inbox: Inbox<Seen>) {
     }
 }
 
-fn look(table: &ArcSwap<Table>, registry: &Registry, watched: &Arc<Watched>, now_ms: u64) -> Result<()> {
+fn look(
+    table: &ArcSwap<Table>,
+    registry: &Registry,
+    webhooks: &Webhooks,
+    watched: &Arc<Watched>,
+    now_ms: u64,
+) -> Result<()> {
     let (model, version) = (&watched.model, watched.version);
     if matches!(registry.version(model, version), Err(RegistryError::NotFound(_))) {
         // It was deleted, with all that is stored of its model or without: what is left says nothing any more.
@@ -255,7 +264,7 @@ fn look(table: &ArcSwap<Table>, registry: &Registry, watched: &Arc<Watched>, now
         watched::Found::Nothing => {}
         watched::Found::Entry(entry) => note(registry, watched, &entry)?,
         watched::Found::Changed(entry) => {
-            tell(watched, &entry);
+            tell(webhooks, watched, &entry);
             note(registry, watched, &entry)?;
         }
         watched::Found::Learned(reference) => {
@@ -282,8 +291,27 @@ fn look(table: &ArcSwap<Table>, registry: &Registry, watched: &Arc<Watched>, now
 }
 
 /// Says that a version stands differently from before.
-fn tell(watched: &Watched, entry: &Entry) {
+fn tell(webhooks: &Webhooks, watched: &Watched, entry: &Entry) {
     let (model, version) = (&watched.model, watched.version);
+    let feature = |(feature, psi, log_evidence): &(String, f64, f64)| json!({ "feature": feature, "psi": psi, "log_evidence": log_evidence });
+    let data = json!({
+        "state": entry.standing,
+        "at_ms": entry.at_ms,
+        "rows": entry.rows,
+        "features": entry.features.iter().map(feature).collect::<Vec<_>>(),
+        "failed_checks": entry.failed,
+    });
+    let event = |what: &str| Event {
+        kind: format!("sconce.monitor.{what}.v1"),
+        model,
+        version: Some(version),
+        data: data.clone(),
+    };
+    webhooks.tell(event(entry.standing.as_str()));
+    if entry.standing == Standing::Drifted && !entry.features.is_empty() {
+        // Whoever fits models listens to this alone: bad data is no reason to.
+        webhooks.tell(event("retrain"));
+    }
     let features: Vec<&str> = entry.features.iter().map(|(name, ..)| name.as_str()).collect();
     let (features, failed) = (features.join(", "), entry.failed.join(", "));
     match entry.standing {

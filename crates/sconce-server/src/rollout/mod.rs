@@ -95,11 +95,7 @@ struct Order {
 }
 
 impl Rollouts {
-    pub(crate) fn new(
-        models: Arc<Models>,
-        webhooks: Arc<Webhooks>,
-        monitors: Option<Arc<Monitors>>,
-    ) -> Self {
+    pub(crate) fn new(models: Arc<Models>, webhooks: Arc<Webhooks>, monitors: Option<Arc<Monitors>>) -> Self {
         Self { models, webhooks, monitors, under_way: Mutex::default(), ended: Default::default() }
     }
 
