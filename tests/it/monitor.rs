@@ -102,7 +102,8 @@ fn states(history: &[pb::MonitorEntry]) -> Vec<State> {
 async fn a_drift_is_learned_of_found_told_noted_and_over() {
     let data = tempfile::tempdir().unwrap();
     let receiver = Receiver::start([500]).await;
-    let secret = data.path().join("secret");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let secret = elsewhere.path().join("secret");
     std::fs::write(&secret, "what only the two of us may know").unwrap();
     let hook = WebhookConfig { url: receiver.url(), secret_file: Some(secret), ..WebhookConfig::default() };
     let (server, client, monitors) = start(data.path(), vec![hook]).await;

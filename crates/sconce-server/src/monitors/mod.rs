@@ -83,7 +83,7 @@ impl Monitors {
     /// A draft of what a monitor sees of a request, if one is to see it: which ones follows from their ids alone.
     pub(crate) fn draft(self: &Arc<Self>, served: &Served, id: PredictionId) -> Option<Box<Draft>> {
         let watched = find(&self.table.load(), &served.name, served.version)?;
-        let is_seen = id.share() < watched.share();
+        let is_seen = watched.admits(id.share());
         (is_seen && watched.columns(served.signature()).is_some()).then(|| {
             let monitors = Arc::clone(self);
             Box::new(Draft { monitors, watched, inputs: Vec::new(), outputs: Vec::new() })

@@ -1,5 +1,6 @@
 //! One version under watch: its reference, its window, and how it stands.
 
+use super::LOOK_EVERY;
 use super::columns::{Columns, Tensors};
 use sconce_core::{Error, ModelName, ModelVersion, Result, Signature};
 use sconce_monitor::{Budget, Fitted, Monitor, MonitorSpec, PaneSize, Reference, State, Value, Verdict};
@@ -49,6 +50,8 @@ pub(crate) struct Watched {
     columns: OnceLock<Result<Columns, String>>,
     /// The share of requests that is looked at now: bits of a number.
     share: AtomicU64,
+    /// Requests since the last look.
+    admitted: AtomicU64,
     live: Mutex<Live>,
 }
 
@@ -162,19 +165,27 @@ impl Watched {
             problem: None,
         };
         let share = AtomicU64::new(stored.settings.sample.to_bits());
-        let (columns, live) = (OnceLock::new(), Mutex::new(live));
-        Ok(Self { model, version, revision, stored, columns, share, live })
+        let (columns, admitted, live) = (OnceLock::new(), AtomicU64::new(0), Mutex::new(live));
+        Ok(Self { model, version, revision, stored, columns, share, admitted, live })
     }
 
     /// The share of requests that is looked at now.
-    pub(super) fn share(&self) -> f64 {
+    fn share(&self) -> f64 {
         f64::from_bits(self.share.load(Ordering::Relaxed))
+    }
+
+    /// Whether a request is looked at, by a number from 0 up to 1 that is drawn for it. No more are between two looks than would bring
+    /// twice the rows that are wanted: a burst after a quiet time costs no more than what comes always.
+    pub(super) fn admits(&self, drawn: f64) -> bool {
+        let most = 2.0 * self.stored.settings.rows_per_second * LOOK_EVERY.as_secs_f64();
+        drawn < self.share() && (self.admitted.fetch_add(1, Ordering::Relaxed) as f64) < most
     }
 
     /// Has fewer requests looked at while more rows come than are to be taken, and more of them while fewer do. Which requests are
     /// looked at is a matter of chance, so what is seen is what comes.
     fn adapt(&self, live: &mut Live, now_ms: u64) {
         let Settings { sample, rows_per_second, .. } = self.stored.settings;
+        self.admitted.store(0, Ordering::Relaxed);
         let (rows, then_ms) = std::mem::replace(&mut live.looked, (live.rows, now_ms));
         let taken = (live.rows - rows) as f64;
         let wanted = rows_per_second * now_ms.saturating_sub(then_ms) as f64 / 1000.0;
@@ -423,12 +434,11 @@ mod tests {
         let tensor = || Tensor::new(DataType::Fp64, vec![1, 1], vec![0; 8].into()).unwrap();
         let (inputs, outputs) = ([("x".to_owned(), tensor())], [Some(tensor())]);
         // A thousand requests a second, then five, and a look every two seconds.
-        for (a_second, seconds, least, most) in [(1_000, 60, 600, 4_000), (5, 60, 0, 300), (5, 20, 100, 100)]
-        {
+        for (a_second, seconds, least, most) in [(1_000, 60, 500, 900), (5, 60, 0, 300), (5, 20, 100, 100)] {
             let before = taken;
             for _ in 0..seconds / 2 {
                 for _ in 0..2 * a_second {
-                    if random.f64() < watched.share() {
+                    if watched.admits(random.f64()) {
                         watched.take(&Tensors::new(&inputs, &outputs), now).unwrap();
                         taken += 1;
                     }
