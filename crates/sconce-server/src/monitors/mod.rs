@@ -105,20 +105,21 @@ impl Monitors {
             let message = format!("{MAX_WATCHED} versions are watched already, and no more can be");
             return Err(Error::new(ErrorCode::ResourceExhausted, message));
         }
-        watched.revision = write(&self.registry, name, version, Some(&watched.stored), by)?;
+        watched.revision = write(&self.registry, name, version, &watched.stored, by)?;
         let watched = Arc::new(watched);
-        replace(&self.table, name, version, Some(&watched));
+        replace(&self.table, name, version, watched.revision, Some(&watched));
         Ok(watched)
     }
 
     /// Watches a version no more. Blocks.
     ///
     /// # Errors
-    /// `NotFound` where nothing did.
+    /// `NotFound` where nothing did; `Aborted` where that changed meanwhile.
     pub(crate) fn remove(&self, name: &ModelName, version: ModelVersion, by: &By) -> Result<()> {
-        self.get(name, version)?;
-        write(&self.registry, name, version, None, by)?;
-        replace(&self.table, name, version, None);
+        let watched = self.get(name, version)?;
+        let removed = change(version, Some(watched.revision), None)?;
+        self.registry.change_together(name, removed, by)?;
+        replace(&self.table, name, version, watched.revision, None);
         Ok(())
     }
 
@@ -209,6 +210,10 @@ impl Draft {
             return;
         }
         let Self { monitors, watched, inputs, outputs } = self;
+        let mut tensors = inputs.iter().map(|(_, tensor)| tensor).chain(outputs.iter().flatten());
+        if !watched.has_room(tensors.next().map_or(0, Tensor::rows)) {
+            return;
+        }
         // What waits holds no message that they came in.
         let inputs: Vec<(String, Tensor)> =
             inputs.into_iter().map(|(name, tensor)| (name, tensor.detached())).collect();
@@ -257,7 +262,7 @@ fn look(
     let (model, version) = (&watched.model, watched.version);
     if matches!(registry.version(model, version), Err(RegistryError::NotFound(_))) {
         // It was deleted, with all that is stored of its model or without: what is left says nothing any more.
-        replace(table, model, version, None);
+        replace(table, model, version, watched.revision, None);
         return Ok(());
     }
     match watched.look(now_ms)? {
@@ -283,7 +288,7 @@ fn look(
             let revision = applied.documents.into_iter().flatten().map(|it| it.revision).next();
             let revision = revision.unwrap_or(now.revision);
             let learned = Watched::new(model.clone(), version, revision, stored, now_ms)?;
-            replace(table, model, version, Some(&Arc::new(learned)));
+            replace(table, model, version, revision, Some(&Arc::new(learned)));
             tracing::info!(%model, %version, rows = watched.stored.learn_rows, "a reference is learned");
         }
     }
@@ -343,12 +348,21 @@ fn find(table: &Table, name: &ModelName, version: ModelVersion) -> Option<Arc<Wa
     table.get(name.as_str())?.iter().find(|watched| watched.version == version).cloned()
 }
 
-fn replace(table: &ArcSwap<Table>, name: &ModelName, version: ModelVersion, watched: Option<&Arc<Watched>>) {
+/// Puts `watched` in the place of what there was up to `revision`. What was stored later stays, whoever comes here first.
+fn replace(
+    table: &ArcSwap<Table>,
+    name: &ModelName,
+    version: ModelVersion,
+    revision: u64,
+    watched: Option<&Arc<Watched>>,
+) {
     table.rcu(|table| {
         let mut table = Table::clone(table);
         let versions = table.entry(name.to_string()).or_default();
-        versions.retain(|watched| watched.version != version);
-        versions.extend(watched.cloned());
+        versions.retain(|known| known.version != version || known.revision > revision);
+        if versions.iter().all(|known| known.version != version) {
+            versions.extend(watched.cloned());
+        }
         if versions.is_empty() {
             table.remove(name.as_str());
         }
@@ -378,14 +392,11 @@ fn write(
     registry: &Registry,
     name: &ModelName,
     version: ModelVersion,
-    stored: Option<&Stored>,
+    stored: &Stored,
     by: &By,
 ) -> Result<u64> {
     let expected = registry.document(name, &kind(version))?.map(|document| document.revision);
-    if expected.is_none() && stored.is_none() {
-        return Ok(0);
-    }
-    let applied = registry.change_together(name, change(version, expected, stored)?, by)?;
+    let applied = registry.change_together(name, change(version, expected, Some(stored))?, by)?;
     Ok(applied.documents.into_iter().flatten().map(|document| document.revision).next().unwrap_or(0))
 }
 

@@ -50,7 +50,7 @@ pub(crate) struct Watched {
     columns: OnceLock<Result<Columns, String>>,
     /// The share of requests that is looked at now: bits of a number.
     share: AtomicU64,
-    /// Requests since the last look.
+    /// Rows since the last look.
     admitted: AtomicU64,
     live: Mutex<Live>,
 }
@@ -174,11 +174,16 @@ impl Watched {
         f64::from_bits(self.share.load(Ordering::Relaxed))
     }
 
-    /// Whether a request is looked at, by a number from 0 up to 1 that is drawn for it. No more are between two looks than would bring
-    /// twice the rows that are wanted: a burst after a quiet time costs no more than what comes always.
+    /// Whether a request is looked at, by a number from 0 up to 1 that is drawn for it.
     pub(super) fn admits(&self, drawn: f64) -> bool {
+        drawn < self.share()
+    }
+
+    /// Whether its rows are taken. Until the next look that ends with the request that brings twice the rows that are wanted: a burst
+    /// after a quiet time costs little more than what comes always.
+    pub(super) fn has_room(&self, rows: usize) -> bool {
         let most = 2.0 * self.stored.settings.rows_per_second * LOOK_EVERY.as_secs_f64();
-        drawn < self.share() && (self.admitted.fetch_add(1, Ordering::Relaxed) as f64) < most
+        (self.admitted.fetch_add(rows as u64, Ordering::Relaxed) as f64) < most
     }
 
     /// Has fewer requests looked at while more rows come than are to be taken, and more of them while fewer do. Which requests are
@@ -438,7 +443,7 @@ mod tests {
             let before = taken;
             for _ in 0..seconds / 2 {
                 for _ in 0..2 * a_second {
-                    if watched.admits(random.f64()) {
+                    if watched.admits(random.f64()) && watched.has_room(1) {
                         watched.take(&Tensors::new(&inputs, &outputs), now).unwrap();
                         taken += 1;
                     }
