@@ -67,7 +67,7 @@ fn id(row: usize, column: usize) -> i64 {
 
 /// The first output of each request, one after the other.
 fn run(backend: &mut dyn Backend, inputs: Vec<ModelInput>) -> Result<Vec<f32>> {
-    backend.submit(Batch { inputs })?;
+    backend.submit(Batch { inputs }, &|| {})?;
     let mut values = Vec::new();
     for output in backend.collect()?.outputs {
         values.extend(output?.tensors[0].f32_values());
@@ -93,7 +93,7 @@ fn measure(backend: &mut dyn Backend, inputs: &[ModelInput], seconds: f64) -> Re
     while times.len() < 2 || start.elapsed().as_secs_f64() < seconds {
         let inputs = inputs.to_vec();
         let begin = Instant::now();
-        backend.submit(Batch { inputs })?;
+        backend.submit(Batch { inputs }, &|| {})?;
         let outputs = backend.collect()?.outputs;
         times.push(begin.elapsed().as_secs_f64() * 1000.0);
         drop(outputs);

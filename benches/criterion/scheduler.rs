@@ -8,8 +8,8 @@
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sconce_core::{
-    Backend, Batch, BatchOutput, ByteBudget, Error, InferOutput, Inputs, LoadedModel, ModelInput, Result,
-    Signature,
+    Backend, Batch, BatchOutput, ByteBudget, Checkpoint, Error, InferOutput, Inputs, LoadedModel, ModelInput,
+    Result, Signature,
 };
 use sconce_scheduler::{
     BatchPolicy, Batcher, Class, Device, Due, Entry, Priority, Scheduler, Submission, Tenant, Work,
@@ -125,7 +125,7 @@ impl LoadedModel for NoOp {
 }
 
 impl Backend for NoOpBackend {
-    fn submit(&mut self, batch: Batch) -> Result<()> {
+    fn submit(&mut self, batch: Batch, _: Checkpoint<'_>) -> Result<()> {
         drop(lock(&self.gate));
         self.requests = batch.inputs.len();
         Ok(())

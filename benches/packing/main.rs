@@ -122,7 +122,7 @@ fn requests(model: &dyn LoadedModel, lengths: Lengths) -> Result<Vec<ModelInput>
 fn answers(model: &dyn LoadedModel, inputs: &[ModelInput]) -> Result<Vec<Vec<f32>>> {
     let mut backend = model.instance()?;
     let mut answer = |input: &ModelInput| {
-        backend.submit(Batch { inputs: vec![input.clone()] })?;
+        backend.submit(Batch { inputs: vec![input.clone()] }, &|| {})?;
         let output = backend.collect()?.outputs.pop().ok_or("a request without an answer")?;
         Ok(values(&output?))
     };

@@ -1,8 +1,8 @@
 //! A model that runs lengths mixed, made to compute what one would that pads.
 
 use sconce_core::{
-    Backend, Batch, BatchOutput, DataType, Inputs, LoadedModel, ModelInput, Preparation, Result, Signature,
-    Tensor,
+    Backend, Batch, BatchOutput, Checkpoint, DataType, Inputs, LoadedModel, ModelInput, Preparation, Result,
+    Signature, Tensor,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -64,7 +64,7 @@ impl Backend for PaddedBackend {
         self.inner.depth()
     }
 
-    fn submit(&mut self, mut batch: Batch) -> Result<()> {
+    fn submit(&mut self, mut batch: Batch, checkpoint: Checkpoint<'_>) -> Result<()> {
         let longest = batch.inputs.iter().map(ModelInput::longest).max().unwrap_or_default();
         let requests = batch.inputs.len();
         let mut padding = 0;
@@ -77,7 +77,7 @@ impl Backend for PaddedBackend {
                 Padding::Within => batch.inputs[at] = lengthened(&batch.inputs[at], longest)?,
             }
         }
-        self.inner.submit(batch)?;
+        self.inner.submit(batch, checkpoint)?;
         self.submitted.push_back((requests, padding));
         Ok(())
     }

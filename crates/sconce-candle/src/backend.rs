@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use sconce_core::{Backend, Batch, BatchOutput, DataType, Error, InferOutput, Result, Tensor};
+use sconce_core::{Backend, Batch, BatchOutput, Checkpoint, DataType, Error, InferOutput, Result, Tensor};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
@@ -13,7 +13,7 @@ pub(crate) trait Forward {
         1
     }
 
-    fn launch(&mut self, batch: Batch) -> Result<Self::Pending>;
+    fn launch(&mut self, batch: Batch, checkpoint: Checkpoint<'_>) -> Result<Self::Pending>;
 
     fn finish(&mut self, pending: Self::Pending) -> Result<BatchOutput>;
 }
@@ -37,8 +37,8 @@ impl<F: Forward> Backend for Pipeline<F> {
         self.forward.depth()
     }
 
-    fn submit(&mut self, batch: Batch) -> Result<()> {
-        let pending = self.forward.launch(batch)?;
+    fn submit(&mut self, batch: Batch, checkpoint: Checkpoint<'_>) -> Result<()> {
+        let pending = self.forward.launch(batch, checkpoint)?;
         self.pending.push_back(pending);
         Ok(())
     }

@@ -15,7 +15,7 @@ const MOST_BYTES: u64 = 4096;
 const REQUESTS: usize = 8;
 
 fn run(backend: &mut dyn Backend, inputs: Vec<ModelInput>) {
-    backend.submit(Batch { inputs }).unwrap();
+    backend.submit(Batch { inputs }, &|| {}).unwrap();
     assert!(backend.collect().unwrap().outputs.into_iter().all(|output| output.is_ok()));
 }
 

@@ -351,7 +351,7 @@ fn columns_are_encoded_as_declared() {
     let mut predict = |age: f32, city: &[u8]| {
         let given = [("age", floats(&[1], &[age])), ("city", word(city))];
         let input = model.prepare(model.signature().check(given)?)?;
-        backend.submit(Batch { inputs: vec![input] })?;
+        backend.submit(Batch { inputs: vec![input] }, &|| {})?;
         let output = backend.collect()?.outputs.remove(0)?;
         Ok::<Vec<f32>, sconce_core::Error>(output.tensors[0].f32_values().collect())
     };
@@ -391,7 +391,7 @@ fn undeclared_columns_pass_uncopied_and_a_bad_row_fails_alone() {
     };
     let inputs =
         vec![request(&[1.0; 3]), request(&[f32::INFINITY, f32::NEG_INFINITY, 0.0]), request(&[1.0; 3])];
-    backend.submit(Batch { inputs }).unwrap();
+    backend.submit(Batch { inputs }, &|| {}).unwrap();
     let outputs = backend.collect().unwrap().outputs;
     assert_eq!(outputs[1].as_ref().unwrap_err().code(), ErrorCode::Internal);
     assert_eq!(outputs[0].as_ref().unwrap(), outputs[2].as_ref().unwrap());
@@ -402,7 +402,7 @@ fn undeclared_columns_pass_uncopied_and_a_bad_row_fails_alone() {
     let input =
         model.prepare(model.signature().check([("features", floats(&[1, 1], &[0.0]))]).unwrap()).unwrap();
     let mut backend = model.instance().unwrap();
-    backend.submit(Batch { inputs: vec![input] }).unwrap();
+    backend.submit(Batch { inputs: vec![input] }, &|| {}).unwrap();
     let output = backend.collect().unwrap().outputs.remove(0).unwrap();
     assert_eq!(output.tensors[0].f32_values().collect::<Vec<_>>(), [0.5, 0.5]);
 }

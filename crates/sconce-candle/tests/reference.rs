@@ -11,6 +11,7 @@ use sconce_core::{
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const MODELS: [&str; 8] = [
     "bert_embedding",
@@ -65,9 +66,27 @@ fn tokenizing_is_real_work_and_a_few_ids_are_none() {
     assert!(preparation(ids(20_000)).is_heavy);
 }
 
+#[test]
+fn a_batch_comes_to_checkpoints_within_each_layer_whatever_happens_there() {
+    let model = load(&data(MODELS[0]));
+    let given = [("input_ids", integers(&[vec![1, 2, 3]]))];
+    let input = model.prepare(model.signature().check(given).unwrap()).unwrap();
+    let mut backend = model.instance().unwrap();
+    let expected = run(&mut *backend, vec![input.clone()]);
+    let met = AtomicUsize::new(0);
+    let checkpoint = || {
+        met.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(run(&mut *model.instance().unwrap(), vec![input.clone()]), expected);
+    };
+    backend.submit(Batch { inputs: vec![input.clone()] }, &checkpoint).unwrap();
+    let output = backend.collect().unwrap().outputs.remove(0).unwrap();
+    assert_eq!(output.tensors[0].f32_values().collect::<Vec<_>>(), expected[0]);
+    assert_eq!(met.into_inner(), 1 + 2 * 3, "before all, and in each of two layers");
+}
+
 /// The first output of each request.
 fn run(backend: &mut dyn Backend, inputs: Vec<ModelInput>) -> Vec<Vec<f32>> {
-    backend.submit(Batch { inputs }).unwrap();
+    backend.submit(Batch { inputs }, &|| {}).unwrap();
     let batch = backend.collect().unwrap();
     assert_eq!(batch.padding, 0);
     batch.outputs.into_iter().map(|output| output.unwrap().tensors[0].f32_values().collect()).collect()

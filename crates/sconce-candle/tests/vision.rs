@@ -46,7 +46,7 @@ fn prepare(model: &dyn LoadedModel, given: Vec<(&str, Tensor)>) -> Result<ModelI
 }
 
 fn run(backend: &mut dyn Backend, inputs: Vec<ModelInput>) -> Vec<Vec<f32>> {
-    backend.submit(Batch { inputs }).unwrap();
+    backend.submit(Batch { inputs }, &|| {}).unwrap();
     let outputs = backend.collect().unwrap().outputs.into_iter();
     outputs.map(|output| output.unwrap().tensors[0].f32_values().collect()).collect()
 }

@@ -22,7 +22,7 @@ pub use datatype::DataType;
 pub use device::DeviceId;
 pub use ensemble::{Ensemble, Step, StepSpec};
 pub use error::{Error, ErrorCode, Result};
-pub use model::{Backend, Batch, BatchOutput, InferOutput, LoadedModel, ModelInput, Preparation};
+pub use model::{Backend, Batch, BatchOutput, Checkpoint, InferOutput, LoadedModel, ModelInput, Preparation};
 pub use name::{ModelName, ModelVersion, PredictionId, abbreviate};
 pub use policy::{DataPolicy, Keep};
 pub use record::{CloseReason, ExecutionRecord};

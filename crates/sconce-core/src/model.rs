@@ -48,6 +48,10 @@ pub trait LoadedModel: Send + Sync {
     fn instance(&self) -> Result<Box<dyn Backend>>;
 }
 
+/// What a backend calls between the steps of a batch that it computes itself, on any of its threads, about once a millisecond: here
+/// another model's batch may go first. It may take as long as that one does.
+pub type Checkpoint<'a> = &'a (dyn Fn() + Sync);
+
 /// One worker's executor. It lives and dies on its worker's thread.
 pub trait Backend {
     /// How many batches may be in flight: 1 where `submit` computes, 2 where a device computes beside it.
@@ -59,7 +63,7 @@ pub trait Backend {
     ///
     /// # Errors
     /// The batch has failed; nothing of it is in flight.
-    fn submit(&mut self, batch: Batch) -> Result<()>;
+    fn submit(&mut self, batch: Batch, checkpoint: Checkpoint<'_>) -> Result<()>;
 
     /// Waits for the oldest submitted batch.
     ///

@@ -53,6 +53,8 @@ pub struct ExecutionRecord {
     pub started_at: Instant,
     /// When the backend's answer was there.
     pub finished_at: Instant,
+    /// How long of that the batch stood still, because other models went first.
+    pub paused: Duration,
 }
 
 impl ExecutionRecord {

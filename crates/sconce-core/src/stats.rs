@@ -207,6 +207,8 @@ pub struct ModelStats {
     pub batch_tokens: SizeHistogram,
     /// Tokens of padding, of the same batches.
     pub batch_padding: SizeHistogram,
+    /// Batches that stood still for a while, because another model went first.
+    pub paused_count: u64,
     /// Panics that the workers survived.
     pub panics: u64,
     /// The batch whose sizes were counted last: its other requests do not count them again.
@@ -270,6 +272,7 @@ impl ModelStats {
             execute_latency,
             batch_tokens,
             batch_padding,
+            paused_count,
             panics,
             last_batch: _,
         } = other;
@@ -301,6 +304,7 @@ impl ModelStats {
         self.inference_count += inference_count;
         self.token_count += token_count;
         self.execution_count += execution_count;
+        self.paused_count += paused_count;
         self.panics += panics;
         self.last_inference = self.last_inference.max(*last_inference);
         self.request_latency.merge(request_latency);
@@ -330,6 +334,7 @@ mod tests {
             queued_at: now,
             started_at: now,
             finished_at: now + Duration::from_millis(3),
+            paused: Duration::ZERO,
             queue_depth: 2,
         };
         let mut stats = ModelStats::default();

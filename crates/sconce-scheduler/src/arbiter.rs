@@ -1,7 +1,7 @@
 use crate::batcher::{CREDIT, RIVALRY};
 use std::collections::VecDeque;
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -99,6 +99,21 @@ impl Arbiter {
         }
     }
 
+    /// Where a client stands: who stands lower had less.
+    pub fn standing(&self, client: ClientId) -> f64 {
+        self.clients
+            .iter()
+            .find(|known| known.id == client)
+            .map_or(self.virtual_time, |known| known.virtual_time)
+    }
+
+    /// Whether someone in line is owed a slot before one who was granted its own at `standing` has finished with it: by then, and not
+    /// only since, it had at least 10 ms less. Two who both want all they can have take turns as their batches end.
+    pub fn is_owed(&self, standing: f64) -> bool {
+        let before = standing - OWED.as_secs_f64();
+        self.clients.iter().any(|client| !client.tickets.is_empty() && client.virtual_time < before)
+    }
+
     /// Gives back a slot that a client of `weight` held for `used`; it passes to the ticket that is returned, if any waits.
     pub fn release(&mut self, client: ClientId, weight: f32, used: Duration) -> Option<Ticket> {
         if let Some(client) = self.clients.iter_mut().find(|known| known.id == client) {
@@ -132,6 +147,8 @@ fn over(used: Duration, weight: f32) -> f64 {
     used.as_secs_f64() / f64::from(weight.max(f32::MIN_POSITIVE))
 }
 
+/// How much less someone must have had to go first within a batch.
+const OWED: Duration = Duration::from_millis(10);
 /// How long a slot may be used before that counts: the lock is not worth less.
 const CHARGED_EACH: Duration = Duration::from_millis(10);
 
@@ -177,8 +194,21 @@ pub(crate) struct Slot<'a> {
     device: &'a Device,
     client: ClientId,
     weight: f32,
+    /// Whether one of its threads waits for others to go first.
+    gives_way: AtomicBool,
+    turn: Mutex<Turn>,
+}
+
+/// From one time that a slot was granted to the next.
+#[derive(Debug)]
+struct Turn {
     since: Instant,
+    /// Where the client stood.
+    standing: f64,
+    /// Whether another client was there of late.
     has_rivals: bool,
+    /// How long the slot was others', since that was last asked.
+    paused: Duration,
 }
 
 impl Device {
@@ -220,7 +250,8 @@ impl Device {
         } else {
             drop(state);
         }
-        self.slot(client, weight)
+        let turn = Mutex::new(self.turn(client));
+        Slot { device: self, client, weight, gives_way: AtomicBool::new(false), turn }
     }
 
     /// A slot for shadow work, if one is free and nobody stands in line for it; else `waiter` is told when that may be so.
@@ -260,12 +291,12 @@ impl Device {
         }
     }
 
-    /// The slot that was granted.
-    fn slot(&self, client: ClientId, weight: f32) -> Slot<'_> {
+    /// A client was granted a slot.
+    fn turn(&self, client: ClientId) -> Turn {
         let since = Instant::now();
-        let rivals_at = self.lock().rivals_at;
-        let has_rivals = rivals_at.is_some_and(|at| since.saturating_duration_since(at) < RIVALRY);
-        Slot { device: self, client, weight, since, has_rivals }
+        let state = self.lock();
+        let has_rivals = state.rivals_at.is_some_and(|at| since.saturating_duration_since(at) < RIVALRY);
+        Turn { since, standing: state.arbiter.standing(client), has_rivals, paused: Duration::ZERO }
     }
 
     // The state is only touched by the few lines here, which do not panic: a poisoned lock is still a sound one.
@@ -277,28 +308,57 @@ impl Device {
 impl Slot<'_> {
     /// Stands in line again, gives the slot back, and waits. Whoever had less goes first, and that may be the same client: were
     /// the slot given back before, the others would always be.
-    pub(crate) fn again(self) -> Self {
-        let (device, client, weight) = (self.device, self.client, self.weight);
-        let mut state = device.lock();
+    pub(crate) fn again(&self) {
+        let mut turn = self.lock();
+        *turn = self.pass_on(self.device.lock(), &turn);
+    }
+
+    /// Within a batch: has others go first who are owed that, and waits. Costs next to nothing while nobody stands in line.
+    pub(crate) fn give_way(&self) {
+        if !self.is_wanted() && !self.gives_way.load(Ordering::Relaxed) {
+            return;
+        }
+        // Other threads of the instance wait here until it goes on.
+        let mut turn = self.lock();
+        let state = self.device.lock();
+        if state.arbiter.is_owed(turn.standing) {
+            self.gives_way.store(true, Ordering::Relaxed);
+            let since = Instant::now();
+            let next = self.pass_on(state, &turn);
+            *turn = Turn { paused: turn.paused + since.elapsed(), ..next };
+            self.gives_way.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// How long others went first, since this was last asked.
+    pub(crate) fn take_paused(&self) -> Duration {
+        std::mem::take(&mut self.lock().paused)
+    }
+
+    fn pass_on(&self, mut state: MutexGuard<'_, State>, turn: &Turn) -> Turn {
+        let Self { device, client, weight, .. } = *self;
         state.asked(client, Instant::now());
         let claim = state.arbiter.claim(client);
         if let Claim::Wait(ticket) = claim {
             device.enter(&mut state, ticket);
         }
-        drop(state);
-        drop(self);
+        let granted = state.arbiter.release(client, weight, turn.since.elapsed());
+        device.hand_over(state, granted);
         if let Claim::Wait(ticket) = claim {
             device.wait(ticket);
         }
-        device.slot(client, weight)
+        device.turn(client)
     }
 
     /// Has what was used of the slot count while it is kept.
-    pub(crate) fn charge(&mut self) {
-        let used = self.since.elapsed();
+    pub(crate) fn charge(&self) {
+        let mut turn = self.lock();
+        let used = turn.since.elapsed();
         if used >= CHARGED_EACH {
-            self.since += used;
-            self.device.lock().arbiter.charge(self.client, self.weight, used);
+            let arbiter = &mut self.device.lock().arbiter;
+            arbiter.charge(self.client, self.weight, used);
+            turn.since += used;
+            turn.standing = arbiter.standing(self.client);
         }
     }
 
@@ -309,13 +369,18 @@ impl Slot<'_> {
 
     /// Whether another client was there of late.
     pub(crate) fn has_rivals(&self) -> bool {
-        self.has_rivals
+        self.lock().has_rivals
+    }
+
+    // As of the device's.
+    fn lock(&self) -> MutexGuard<'_, Turn> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        let used = self.since.elapsed();
+        let used = self.lock().since.elapsed();
         let mut state = self.device.lock();
         let granted = state.arbiter.release(self.client, self.weight, used);
         self.device.hand_over(state, granted);
@@ -475,16 +540,16 @@ mod tests {
     fn a_model_that_never_leaves_the_line_still_sees_its_rivals() {
         let device = Device::new(1);
         let (greedy, modest) = (device.client("greedy"), device.client("modest"));
-        let mut slot = device.acquire(greedy, 1.0);
+        let slot = device.acquire(greedy, 1.0);
         assert!(!slot.has_rivals());
         std::thread::scope(|scope| {
             scope.spawn(|| drop(device.acquire(modest, 1.0)));
             while device.waiting() == 0 {
                 std::thread::yield_now();
             }
-            slot = slot.again();
+            slot.again();
             assert!(slot.has_rivals());
-            slot = slot.again();
+            slot.again();
             assert!(slot.has_rivals());
             drop(slot);
         });

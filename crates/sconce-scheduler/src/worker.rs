@@ -1,3 +1,4 @@
+use crate::arbiter::Slot;
 use crate::batcher::Dispatch;
 use crate::cost::Work;
 use crate::entry::{Class, Entry};
@@ -9,7 +10,7 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::SyncSender;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// A worker's life: make the backend, say so, then run batches until the queue is closed and empty.
 pub(crate) fn run(shared: &Shared, instance: usize, ready: &SyncSender<Result<()>>) {
@@ -25,7 +26,7 @@ pub(crate) fn run(shared: &Shared, instance: usize, ready: &SyncSender<Result<()
         match shared.next_turn() {
             Turn::End => break,
             Turn::Shadow(_slot) => {
-                worker.submit(shared.take_shadow_batch(), Class::Shadow);
+                worker.submit(shared.take_shadow_batch(), None);
                 while !worker.running.is_empty() {
                     worker.collect_oldest();
                 }
@@ -33,9 +34,9 @@ pub(crate) fn run(shared: &Shared, instance: usize, ready: &SyncSender<Result<()
             }
             Turn::Primary => {}
         }
-        let mut slot = shared.device.acquire(shared.client, shared.weight);
+        let slot = shared.device.acquire(shared.client, shared.weight);
         loop {
-            worker.fill(slot.has_rivals());
+            worker.fill(&slot);
             if worker.running.is_empty() {
                 break;
             }
@@ -49,7 +50,7 @@ pub(crate) fn run(shared: &Shared, instance: usize, ready: &SyncSender<Result<()
                 if !shared.is_due() {
                     break;
                 }
-                slot = slot.again();
+                slot.again();
             }
         }
     }
@@ -77,22 +78,23 @@ struct Running {
     tokens: usize,
     started_at: Instant,
     submitted_at: Instant,
+    paused: Duration,
 }
 
 impl Worker<'_> {
     /// Submits what is due until the backend has all it can hold, or a batch fails. Then the turn is over: a model that
     /// only fails must not keep the slot, and a rebuilt backend must not meet batches of the one before it.
-    fn fill(&mut self, contested: bool) {
+    fn fill(&mut self, slot: &Slot<'_>) {
         let depth = self.backend.as_ref().map_or(1, |(_, depth)| *depth);
         while self.running.len() < depth {
-            if !self.submit(self.shared.take_batch(contested), Class::Primary) {
+            if !self.submit(self.shared.take_batch(slot.has_rivals()), Some(slot)) {
                 return;
             }
         }
     }
 
-    /// Starts a batch, if there is one. `false`: there is none, or it failed.
-    fn submit(&mut self, dispatch: Option<Dispatch<Job>>, class: Class) -> bool {
+    /// Starts a batch, if there is one; without a slot it is shadow work. `false`: there is none, or it failed.
+    fn submit(&mut self, dispatch: Option<Dispatch<Job>>, slot: Option<&Slot<'_>>) -> bool {
         let Some(Dispatch { id: batch_id, mut entries, reason, queue_depth, .. }) = dispatch else {
             return false;
         };
@@ -103,9 +105,22 @@ impl Worker<'_> {
         let batch = Batch { inputs };
         let (rows, tokens) = (batch.rows(), batch.tokens());
         let submitted_at = Instant::now();
-        let submitted = made.and_then(|()| self.guard(|backend| backend.submit(batch)));
-        let running =
-            Running { class, entries, reason, batch_id, queue_depth, rows, tokens, started_at, submitted_at };
+        let checkpoint = || slot.into_iter().for_each(Slot::give_way);
+        let submitted = made.and_then(|()| self.guard(|backend| backend.submit(batch, &checkpoint)));
+        let class = if slot.is_some() { Class::Primary } else { Class::Shadow };
+        let paused = slot.map(Slot::take_paused).unwrap_or_default();
+        let running = Running {
+            class,
+            entries,
+            reason,
+            batch_id,
+            queue_depth,
+            rows,
+            tokens,
+            started_at,
+            submitted_at,
+            paused,
+        };
         match submitted {
             Ok(()) => self.running.push_back(running),
             Err(error) => {
@@ -176,8 +191,18 @@ impl Worker<'_> {
     /// Answers every request of a batch, each exactly once.
     fn finish(&mut self, running: Running, output: Result<BatchOutput>) {
         let finished_at = Instant::now();
-        let Running { class, entries, reason, batch_id, queue_depth, rows, tokens, started_at, submitted_at } =
-            running;
+        let Running {
+            class,
+            entries,
+            reason,
+            batch_id,
+            queue_depth,
+            rows,
+            tokens,
+            started_at,
+            submitted_at,
+            paused,
+        } = running;
         let requests = entries.len();
         let output = output.and_then(|output| {
             if output.outputs.len() == requests {
@@ -187,7 +212,7 @@ impl Worker<'_> {
             Err(Error::internal(format!("the model answered {got} of the batch's {requests} requests")))
         });
         let padding = output.as_ref().map_or(0, |output| output.padding);
-        let service = finished_at.saturating_duration_since(started_at.max(self.free_since));
+        let service = finished_at.saturating_duration_since(started_at.max(self.free_since) + paused);
         self.free_since = finished_at;
         let work = Work { rows, tokens: tokens + padding };
         let is_answered = output.as_ref().is_ok_and(|output| output.outputs.iter().any(Result::is_ok));
@@ -204,6 +229,7 @@ impl Worker<'_> {
             queued_at: entry.queued_at,
             started_at,
             finished_at,
+            paused,
         };
         let results: Vec<_> = match output {
             Ok(output) => {
@@ -254,6 +280,7 @@ impl Worker<'_> {
             stats.last_inference = Some(SystemTime::now());
         }
         stats.execution_count += 1;
+        stats.paused_count += u64::from(!paused.is_zero());
         *stats.close_reasons.entry(reason.name()).or_default() += 1;
         let size = stats.batches.entry(rows).or_default();
         size.compute_input.add(submitted_at.saturating_duration_since(started_at));

@@ -7,7 +7,7 @@
 
 use proptest::prelude::*;
 use sconce_core::{
-    Backend, Batch, BatchOutput, ByteBudget, CloseReason, DataType, Error, ErrorCode, FailReason,
+    Backend, Batch, BatchOutput, ByteBudget, Checkpoint, CloseReason, DataType, Error, ErrorCode, FailReason,
     InferOutput, Inputs, LoadedModel, ModelInput, ModelStats, Result, Signature, Tensor,
 };
 use sconce_scheduler::{BatchPolicy, Class, Device, Priority, Reply, Scheduler, Submission, Tenant, Work};
@@ -119,10 +119,11 @@ impl Backend for FakeBackend {
         self.fake.depth
     }
 
-    fn submit(&mut self, batch: Batch) -> Result<()> {
+    fn submit(&mut self, batch: Batch, checkpoint: Checkpoint<'_>) -> Result<()> {
         let _ = self.fake.events.send(Event::Submit(tags(&batch)));
         if self.fake.depth == 1 {
             self.fake.run(&batch);
+            checkpoint();
         }
         match self.act(&batch) {
             Some(Act::FailInSubmit) => return Err(Error::internal("submit")),
@@ -180,6 +181,7 @@ fn tags(batch: &Batch) -> Vec<i64> {
 
 /// How a test wants its scheduler.
 struct Setup {
+    name: &'static str,
     acts: Vec<(i64, Act)>,
     broken: Range<usize>,
     depth: usize,
@@ -191,6 +193,7 @@ struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         Self {
+            name: "fake",
             acts: Vec::new(),
             broken: 0..0,
             depth: 1,
@@ -229,7 +232,7 @@ impl Setup {
             gate: Mutex::new(opened),
         });
         let model = Arc::new(FakeModel(Arc::clone(&fake)));
-        match Scheduler::start("fake", model, self.policy, Arc::clone(&self.device), self.instances) {
+        match Scheduler::start(self.name, model, self.policy, Arc::clone(&self.device), self.instances) {
             Ok(scheduler) => Ok(Rig { scheduler, fake, device: self.device, events: happened, gate }),
             Err(error) => Err((error, fake)),
         }
@@ -746,6 +749,43 @@ fn shadow_work_runs_when_nobody_wants_the_device_and_is_counted_apart() {
     let (_, stats) = rig.finish();
     assert_eq!((stats.success.count, stats.execution_count), (4, 2));
     assert_eq!(apart.success.count, 3);
+}
+
+#[test]
+fn a_model_that_had_less_goes_first_within_a_batch_and_one_that_had_as_much_does_not() {
+    for has_had_as_much in [false, true] {
+        let rig = Setup::default().start();
+        let other = Setup { name: "other", device: Arc::clone(&rig.device), ..Setup::default() };
+        let mut other = other.start();
+        let use_for = |rig: &Rig, time| {
+            let answer = rig.hold();
+            std::thread::sleep(Duration::from_millis(time));
+            rig.open_gate_once();
+            assert_eq!(outcome(answer), Ok(vec![0]));
+        };
+        if has_had_as_much {
+            use_for(&other, 100);
+        }
+        use_for(&rig, 30);
+        let running = rig.submit(1);
+        assert_eq!(rig.running(), [1]);
+        let waiting = other.submit(2);
+        other.wait_for_claim();
+        rig.open_gate_once();
+        assert_eq!(other.running(), [2]);
+        if has_had_as_much {
+            assert_eq!(outcome(running), Ok(vec![1]), "it ended before the other one began");
+            other.open_gate();
+            assert_eq!(outcome(waiting), Ok(vec![2]));
+        } else {
+            assert_eq!(rig.scheduler.stats().success.count, 1, "it stands still");
+            other.open_gate();
+            assert_eq!(outcome(waiting), Ok(vec![2]));
+            assert_eq!(outcome(running), Ok(vec![1]));
+        }
+        assert_eq!(rig.finish().1.paused_count, u64::from(!has_had_as_much));
+        assert_eq!(other.finish().1.paused_count, 0);
+    }
 }
 
 #[test]

@@ -3,8 +3,8 @@ use crate::backend::{Forward, Pipeline};
 use crate::keys::Keys;
 use crate::{ModelSettings, Problems};
 use sconce_core::{
-    Backend, Batch, BatchOutput, DataType, Error, InferOutput, Inputs, LoadedModel, ModelInput, Result,
-    Signature, Tensor, TensorSpec,
+    Backend, Batch, BatchOutput, Checkpoint, DataType, Error, InferOutput, Inputs, LoadedModel, ModelInput,
+    Result, Signature, Tensor, TensorSpec,
 };
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ struct AddSub {
 impl Forward for AddSub {
     type Pending = BatchOutput;
 
-    fn launch(&mut self, batch: Batch) -> Result<BatchOutput> {
+    fn launch(&mut self, batch: Batch, _: Checkpoint<'_>) -> Result<BatchOutput> {
         sleep(self.plan.delay);
         let outputs = batch.inputs.iter().map(|input| add_sub(&input.tensors)).collect();
         Ok(BatchOutput { outputs, padding: 0 })
@@ -139,7 +139,7 @@ mod tests {
         };
         let inputs = model.signature().check([("INPUT1", tensor(0.5)), ("INPUT0", tensor(2.0))]).unwrap();
         let mut backend = model.instance().unwrap();
-        backend.submit(Batch { inputs: vec![model.prepare(inputs).unwrap()] }).unwrap();
+        backend.submit(Batch { inputs: vec![model.prepare(inputs).unwrap()] }, &|| {}).unwrap();
         let output = backend.collect().unwrap().outputs.remove(0).unwrap();
         assert_eq!(output.tensors, [tensor(2.5), tensor(1.5)]);
     }

@@ -2,8 +2,8 @@ use crate::backend::{Forward, Pipeline};
 use crate::keys::Keys;
 use crate::{ModelSettings, Problems};
 use sconce_core::{
-    Backend, Batch, BatchOutput, DataType, Error, InferOutput, Inputs, LoadedModel, ModelInput, Result,
-    Signature, TensorSpec, abbreviate,
+    Backend, Batch, BatchOutput, Checkpoint, DataType, Error, InferOutput, Inputs, LoadedModel, ModelInput,
+    Result, Signature, TensorSpec, abbreviate,
 };
 use std::time::Duration;
 
@@ -106,7 +106,7 @@ struct Echo {
 impl Forward for Echo {
     type Pending = BatchOutput;
 
-    fn launch(&mut self, batch: Batch) -> Result<BatchOutput> {
+    fn launch(&mut self, batch: Batch, _: Checkpoint<'_>) -> Result<BatchOutput> {
         let first = batch.inputs.first().and_then(|input| input.tensors.first());
         let begins_with =
             first.filter(|it| it.datatype() == DataType::Fp32).and_then(|it| it.f32_values().next());
@@ -139,7 +139,7 @@ mod tests {
         let tensor = Tensor::new(DataType::Fp32, vec![2, 2], data.clone()).unwrap();
         let input = model.prepare(model.signature().check([("INPUT0", tensor.clone())]).unwrap()).unwrap();
         let mut backend = model.instance().unwrap();
-        backend.submit(Batch { inputs: vec![input] }).unwrap();
+        backend.submit(Batch { inputs: vec![input] }, &|| {}).unwrap();
         let output = backend.collect().unwrap().outputs.remove(0).unwrap();
         assert_eq!(output.tensors, [tensor]);
         assert_eq!(output.tensors[0].data().as_ptr(), data.as_ptr());

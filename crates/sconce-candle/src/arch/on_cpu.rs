@@ -3,6 +3,7 @@
 use crate::weights::{LayerNames, Weights};
 use crate::{ModelSettings, Problems};
 use rayon::iter::{IntoParallelRefMutIterator as _, ParallelIterator as _};
+use sconce_core::Checkpoint;
 use sconce_kernels::{
     Activation, After, Images, Isa, MAX_INT8_INNER, PackedMatrix, Precision, Scratch, Window,
 };
@@ -156,19 +157,24 @@ impl Buffer {
 }
 
 /// Runs `run` on every group of rows, on as many threads of the instance as there are `workspaces`. Groups know nothing of
-/// each other, so no thread waits for another before the last group.
+/// each other, so no thread waits for another before the last group. Before each group is a checkpoint.
 pub(crate) fn for_each_group<W: Send, G: Send>(
     workspaces: &mut [W],
     groups: Vec<G>,
+    checkpoint: Checkpoint<'_>,
     run: impl Fn(&mut W, G) + Sync,
 ) {
     if let [workspace] = workspaces {
-        return groups.into_iter().for_each(|group| run(workspace, group));
+        return groups.into_iter().for_each(|group| {
+            checkpoint();
+            run(workspace, group);
+        });
     }
     let left = Mutex::new(groups.into_iter());
     let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
     workspaces.par_iter_mut().for_each(|workspace| {
         while let Some(group) = next() {
+            checkpoint();
             run(workspace, group);
         }
     });

@@ -10,8 +10,8 @@ use crate::weights::Weights;
 use crate::{ModelSettings, Problems};
 use candle_core::Tensor;
 use sconce_core::{
-    Backend, Batch, BatchOutput, DataType, Inputs, LoadedModel, ModelInput, Preparation, Result, Signature,
-    TensorSpec,
+    Backend, Batch, BatchOutput, Checkpoint, DataType, Inputs, LoadedModel, ModelInput, Preparation, Result,
+    Signature, TensorSpec,
 };
 use sconce_kernels::{Activation, Scratch};
 use std::sync::Arc;
@@ -332,7 +332,7 @@ impl Forward for Instance {
         }
     }
 
-    fn launch(&mut self, batch: Batch) -> Result<Self::Pending> {
+    fn launch(&mut self, batch: Batch, checkpoint: Checkpoint<'_>) -> Result<Self::Pending> {
         let Self { network, rows, workspaces, output } = self;
         let request_rows = batch.inputs.iter().map(|input| input.rows).collect();
         rows.clear();
@@ -346,7 +346,7 @@ impl Forward for Instance {
                 output.resize(batch.rows() * columns, 0.0);
                 let group = batch.rows().div_ceil(workspaces.len().max(1)).max(GROUP_ROWS);
                 let groups = rows.chunks(group * inner).zip(output.chunks_mut(group * columns)).collect();
-                for_each_group(workspaces, groups, |workspace, (rows, out)| {
+                for_each_group(workspaces, groups, checkpoint, |workspace, (rows, out)| {
                     forward(layers, rows, out, workspace)
                 });
                 Logits::Here

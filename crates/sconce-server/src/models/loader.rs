@@ -271,7 +271,7 @@ fn warm_up(
 ) -> Result<Option<(Work, Duration)>> {
     let mut backend = model.instance()?;
     let mut run = |input: ModelInput| -> Result<()> {
-        backend.submit(Batch { inputs: vec![input] })?;
+        backend.submit(Batch { inputs: vec![input] }, &|| {})?;
         backend.collect()?.outputs.into_iter().try_for_each(|output| output.map(drop))
     };
     let mut answer = |request: Vec<(String, Tensor)>| -> Result<ModelInput> {

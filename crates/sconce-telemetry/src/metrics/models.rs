@@ -38,6 +38,8 @@ impl Scrape {
         self.counter(encoder, "sconce_rows", "Rows answered", |s| s.inference_count)?;
         self.counter(encoder, "sconce_tokens", "Tokens executed, without padding", |s| s.token_count)?;
         self.counter(encoder, "sconce_batches", "Batches executed", |s| s.execution_count)?;
+        let help = "Batches that stood still for a while, because another model went first";
+        self.counter(encoder, "sconce_batches_paused", help, |s| s.paused_count)?;
         self.counter(encoder, "sconce_model_panics", "Panics of the model that a worker survived", |s| {
             s.panics
         })?;

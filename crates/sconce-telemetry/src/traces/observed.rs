@@ -224,6 +224,7 @@ pub(crate) mod tests {
                 queued_at: at(4),
                 started_at: at(6),
                 finished_at: at(8),
+                paused: Duration::ZERO,
                 queue_depth: 9,
             }),
             executed: true,

@@ -196,6 +196,10 @@ pub(crate) fn of_batch(
         fields.count("sconce.batch.padding", record.batch_padding as u64);
         fields.text("sconce.batch.close_reason", record.close_reason.name());
         fields.count("sconce.batch.queue_depth", record.queue_depth as u64);
+        if !record.paused.is_zero() {
+            let paused = record.paused.as_secs_f64() * 1e3;
+            fields.attribute("sconce.batch.paused_ms", Value::Double(paused));
+        }
         if let Some(deadline) = deadline {
             let early = deadline.saturating_duration_since(record.finished_at).as_secs_f64();
             let late = record.finished_at.saturating_duration_since(deadline).as_secs_f64();

@@ -3,7 +3,7 @@ use super::{Finish, Output, Plan, Pooling, Sequence, classifier_layers, layer};
 use crate::arch::on_candle::{Dense, Norm, Target, attention, mean_pool, tensor_bytes, to_f32};
 use crate::backend::{Forward, failed, scatter_rows};
 use candle_core::Tensor;
-use sconce_core::{Batch, BatchOutput, Result};
+use sconce_core::{Batch, BatchOutput, Checkpoint, Result};
 use sconce_kernels::Activation;
 use std::ops::Range;
 use std::sync::Arc;
@@ -172,7 +172,7 @@ impl Forward for Instance {
         if self.0.target.device.is_cpu() { 1 } else { 2 }
     }
 
-    fn launch(&mut self, batch: Batch) -> Result<Pending> {
+    fn launch(&mut self, batch: Batch, _: Checkpoint<'_>) -> Result<Pending> {
         let layout = Layout::new(&batch)?;
         let output = self.0.forward(&layout).map_err(failed)?;
         let request_rows = batch.inputs.iter().map(|input| input.rows).collect();

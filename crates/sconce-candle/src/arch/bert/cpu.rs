@@ -2,7 +2,7 @@ use super::config::Pair;
 use super::{Finish, Output, Plan, Pooling, Sequence, classifier_layers, layer};
 use crate::arch::on_cpu::{Buffer, Dense, Norm, for_each_group};
 use crate::backend::{Forward, scatter_rows};
-use sconce_core::{Batch, BatchOutput, Result};
+use sconce_core::{Batch, BatchOutput, Checkpoint, Result};
 use sconce_kernels::{Activation, Isa, Precision, Scratch, Table};
 use std::ops::Range;
 use std::sync::Arc;
@@ -91,7 +91,7 @@ impl Network {
     }
 
     /// A group of sequences from their tokens to their rows of output.
-    fn forward(&self, workspace: &mut Workspace, group: Group<'_>) {
+    fn forward(&self, workspace: &mut Workspace, group: Group<'_>, checkpoint: Checkpoint<'_>) {
         let Group { tokens, sequences, out } = group;
         let Some(offset) = sequences.first().map(|first| first.start) else { return };
         let (hidden, count) = (self.hidden, tokens.ids.len());
@@ -116,7 +116,7 @@ impl Network {
         self.norm.apply(values.x);
         let own = |tokens: &Range<usize>| tokens.start - offset..tokens.end - offset;
         for layer in &self.layers {
-            layer.forward(&mut values, hidden, self.heads, sequences.iter().map(own), scratch);
+            layer.forward(&mut values, hidden, self.heads, sequences.iter().map(own), scratch, checkpoint);
         }
 
         let Values { x, y, context, .. } = values;
@@ -148,6 +148,7 @@ impl Layer {
         heads: usize,
         sequences: impl Iterator<Item = Range<usize>>,
         scratch: &mut Scratch,
+        checkpoint: Checkpoint<'_>,
     ) {
         let Values { x, y, context, wide } = values;
         let count = x.len() / hidden;
@@ -158,12 +159,15 @@ impl Layer {
             let out = &mut context[tokens.start * hidden..tokens.end * hidden];
             sconce_kernels::attention(Isa::current(), own, hidden, heads, out, scratch);
         }
+        checkpoint();
         self.attention_out.forward(context, x, y, scratch);
         self.attention_norm.apply(y);
         let inner = &mut wide[..count * self.up.columns()];
         self.up.forward(y, &[], inner, scratch);
+        checkpoint();
         self.down.forward(inner, y, x, scratch);
         self.out_norm.apply(x);
+        checkpoint();
     }
 
     fn bytes(&self) -> usize {
@@ -250,7 +254,7 @@ impl Forward for Instance {
     /// The rows of each request; what they are answered is in the instance.
     type Pending = Vec<usize>;
 
-    fn launch(&mut self, batch: Batch) -> Result<Vec<usize>> {
+    fn launch(&mut self, batch: Batch, checkpoint: Checkpoint<'_>) -> Result<Vec<usize>> {
         self.read(&batch)?;
         let Self { network, workspaces, ids, types, positions, sequences, output } = self;
         let columns = network.columns();
@@ -279,7 +283,9 @@ impl Forward for Instance {
             }
         });
         let groups = groups.collect();
-        for_each_group(workspaces, groups, |workspace, group| network.forward(workspace, group));
+        for_each_group(workspaces, groups, checkpoint, |workspace, group| {
+            network.forward(workspace, group, checkpoint)
+        });
         Ok(batch.inputs.iter().map(|input| input.rows).collect())
     }
 

@@ -3,7 +3,7 @@ use crate::arch::on_cpu::{Buffer, for_each_group};
 use crate::arch::scores::Scores;
 use crate::backend::{Forward, scatter_rows};
 use crate::process::image::COLOURS;
-use sconce_core::{Batch, BatchOutput, Error, Result};
+use sconce_core::{Batch, BatchOutput, Checkpoint, Error, Result};
 use sconce_kernels::{Precision, Scratch};
 use std::sync::Arc;
 
@@ -48,10 +48,10 @@ impl Network {
         }
     }
 
-    fn forward(&self, workspace: &mut Workspace, group: Group<'_>) {
+    fn forward(&self, workspace: &mut Workspace, group: Group<'_>, checkpoint: Checkpoint<'_>) {
         match &self.body {
-            Body::Vit(network) => network.forward(workspace, group),
-            Body::Resnet(network) => network.forward(workspace, group),
+            Body::Vit(network) => network.forward(workspace, group, checkpoint),
+            Body::Resnet(network) => network.forward(workspace, group, checkpoint),
         }
     }
 }
@@ -117,7 +117,7 @@ impl Forward for Instance {
     /// The rows of each request; what they are answered is in the instance.
     type Pending = Vec<usize>;
 
-    fn launch(&mut self, batch: Batch) -> Result<Vec<usize>> {
+    fn launch(&mut self, batch: Batch, checkpoint: Checkpoint<'_>) -> Result<Vec<usize>> {
         let Self { network, workspaces, output } = self;
         let images = images(&batch, COLOURS * network.sides.0 * network.sides.1)?;
         output.clear();
@@ -127,7 +127,9 @@ impl Forward for Instance {
         let size = images.len().div_ceil(count.max(1)).max(1);
         let out = output.chunks_mut(size * network.classes);
         let groups = images.chunks(size).zip(out).map(|(images, out)| Group { images, out }).collect();
-        for_each_group(workspaces, groups, |workspace, group| network.forward(workspace, group));
+        for_each_group(workspaces, groups, checkpoint, |workspace, group| {
+            network.forward(workspace, group, checkpoint)
+        });
         Ok(batch.inputs.iter().map(|input| input.rows).collect())
     }
 

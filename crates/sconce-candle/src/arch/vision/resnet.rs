@@ -4,6 +4,7 @@ use crate::arch::fields::{Fields, MAX_LAYERS, MAX_SIZE};
 use crate::arch::on_cpu::{Convolution, Dense};
 use crate::process::image::COLOURS;
 use crate::weights::Weights;
+use sconce_core::Checkpoint;
 use sconce_kernels::{Activation, Images, Isa, Precision, Scratch, Window};
 use serde_json::Value;
 
@@ -264,7 +265,7 @@ impl Network {
     }
 
     /// Images to logits.
-    pub(super) fn forward(&self, workspace: &mut Workspace, group: Group<'_>) {
+    pub(super) fn forward(&self, workspace: &mut Workspace, group: Group<'_>, checkpoint: Checkpoint<'_>) {
         let rows = group.images.len();
         let (height, width) = self.sides;
         let pixels = workspace.pixels.take(rows * height * width * COLOURS);
@@ -284,6 +285,7 @@ impl Network {
         shape = pooled(shape);
         sconce_kernels::max_pool(Isa::current(), wide, POOL, &mut x[..rows * values(shape)]);
         for block in &self.blocks {
+            checkpoint();
             shape = block.forward(rows, shape, [&mut *x, &mut *a, &mut *b, &mut *own], scratch);
             // The last of two layers writes to `b`, of three to `a`.
             if block.layers.len().is_multiple_of(2) {

@@ -4,6 +4,7 @@ use crate::arch::fields::{Fields, MAX_LAYERS, MAX_SIZE};
 use crate::arch::on_cpu::{Dense, Norm};
 use crate::process::image::COLOURS;
 use crate::weights::Weights;
+use sconce_core::Checkpoint;
 use sconce_kernels::{Activation, Isa, Precision, Scratch};
 
 /// Tokens that go through all layers together, or those of one image if they are more: so few that what a layer writes
@@ -215,7 +216,7 @@ impl Network {
     }
 
     /// Images to logits.
-    pub(super) fn forward(&self, workspace: &mut Workspace, group: Group<'_>) {
+    pub(super) fn forward(&self, workspace: &mut Workspace, group: Group<'_>, checkpoint: Checkpoint<'_>) {
         let (hidden, rows) = (self.hidden, group.images.len());
         let count = rows * self.tokens * hidden;
         let widest = |layer: &Layer| layer.qkv.columns().max(layer.up.columns());
@@ -232,7 +233,7 @@ impl Network {
             self.patches.forward(patches, &self.positions, rest, scratch);
         }
         for layer in &self.layers {
-            layer.forward([&mut *x, &mut *y, &mut *context, &mut *inner], self, scratch);
+            layer.forward([&mut *x, &mut *y, &mut *context, &mut *inner], self, scratch, checkpoint);
         }
         let first = &mut context[..rows * hidden];
         for (first, x) in first.chunks_exact_mut(hidden).zip(x.chunks_exact(self.tokens * hidden)) {
@@ -257,7 +258,13 @@ impl Network {
 
 impl Layer {
     /// From `x` to `x`.
-    fn forward(&self, values: [&mut [f32]; 4], of: &Network, scratch: &mut Scratch) {
+    fn forward(
+        &self,
+        values: [&mut [f32]; 4],
+        of: &Network,
+        scratch: &mut Scratch,
+        checkpoint: Checkpoint<'_>,
+    ) {
         let [x, y, context, wide] = values;
         let Network { hidden, heads, tokens, .. } = *of;
         let count = x.len() / hidden;
@@ -265,16 +272,20 @@ impl Layer {
         self.before.apply(y);
         let qkv = &mut wide[..count * 3 * hidden];
         self.qkv.forward(y, &[], qkv, scratch);
+        checkpoint();
         let images = qkv.chunks_exact(tokens * 3 * hidden).zip(context.chunks_exact_mut(tokens * hidden));
         for (qkv, out) in images {
             sconce_kernels::attention(Isa::current(), qkv, hidden, heads, out, scratch);
         }
+        checkpoint();
         self.attention_out.forward(context, x, y, scratch);
         context.copy_from_slice(y);
         self.after.apply(context);
         let inner = &mut wide[..count * self.up.columns()];
         self.up.forward(context, &[], inner, scratch);
+        checkpoint();
         self.down.forward(inner, y, x, scratch);
+        checkpoint();
     }
 
     fn bytes(&self) -> usize {
