@@ -804,7 +804,7 @@ async fn versions_are_listed_in_pages_archived_deleted_and_their_files_collected
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watcher_sees_every_change_in_order_and_a_backup_is_readable_while_others_write() {
+async fn a_watcher_sees_every_change_in_order_and_backup_and_export_are_whole_while_others_write() {
     let (_data, server, _client, mut registry) = start().await;
     push(&mut registry, "scale", 1.0).await;
     let request = pb::WatchRequest { after: Some(0), model: String::new() };
@@ -821,6 +821,16 @@ async fn a_watcher_sees_every_change_in_order_and_a_backup_is_readable_while_oth
         bytes += message.chunk.len();
     }
     assert!(bytes > 1024, "{bytes}");
+    let mut export = registry.export(pb::ExportRequest {}).await.unwrap().into_inner();
+    let mut document = Vec::new();
+    while let Some(message) = export.message().await.unwrap() {
+        document.extend(message.chunk);
+    }
+    let document: serde_json::Value = serde_json::from_slice(&document).unwrap();
+    let (versions, audit) = (&document["models"][0]["versions"], &document["audit"]);
+    // One instant: each version with the entry that registered it.
+    assert_eq!(versions.as_array().unwrap().len(), audit.as_array().unwrap().len(), "{document}");
+    assert_eq!(document["models"][0]["model"]["gates"]["any_signature"], false);
     writing.await.unwrap();
     for seq in 1..=7 {
         let entry = patiently("a change", watch.message()).await.unwrap().unwrap();
@@ -858,6 +868,8 @@ async fn without_a_data_folder_the_registry_says_so_and_a_name_may_be_in_one_pla
     let error = send(&mut registry, upload_of("scale", &folder.package("scale/1"))).await.unwrap_err();
     assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
     let error = registry.promote(promotion("scale", "1", "champion")).await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    let error = registry.export(pb::ExportRequest {}).await.map(drop).unwrap_err();
     assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
 
     let (data, server, _, mut registry) = start().await;

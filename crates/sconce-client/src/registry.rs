@@ -162,4 +162,10 @@ impl RegistryClient {
         to.flush().map_err(cannot)?;
         Ok(bytes)
     }
+
+    /// All models, versions and changes as they were at one instant: the pieces of one JSON object. It counts only when it
+    /// ended without an error.
+    pub async fn export(&self) -> Result<Items<pb::ExportResponse>> {
+        Ok(Items(self.grpc.clone().export(self.caller.untimed(pb::ExportRequest {})).await?.into_inner()))
+    }
 }

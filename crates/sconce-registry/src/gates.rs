@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Gates of a model. The default asks only for a compatible signature.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(from = "StoredGates")]
 pub struct Gates {
     /// Metrics that must be at least this.
     pub min_metrics: BTreeMap<String, f64>,
@@ -14,19 +14,21 @@ pub struct Gates {
     pub max_metrics: BTreeMap<String, f64>,
     /// Metrics that must not be much worse than those of the version the alias means now.
     pub not_worse: BTreeMap<String, NotWorse>,
-    /// Whether every request that the alias's version takes must be taken, and be answered alike in name and shape.
-    pub require_compatible_signature: bool,
+    /// Although the version takes or gives something else than the alias's. Otherwise every request that that one takes must
+    /// be taken, and be answered alike in name and shape.
+    pub any_signature: bool,
     /// Requests that must be answered before the alias moves. The server sends them; [`check`] does not.
     pub smoke: Vec<SmokeSample>,
 }
 
 /// How much worse a metric may be.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(from = "StoredNotWorse")]
 pub struct NotWorse {
     /// The largest loss that is accepted, in the metric's unit; 0 or more.
     pub by_at_most: f64,
-    /// Whether more is better, as of accuracy; of an error, less is.
-    pub higher_is_better: bool,
+    /// Whether less is better, as of an error; of accuracy, more is.
+    pub lower_is_better: bool,
 }
 
 /// A request to try. What stands in it is the server's to read.
@@ -49,15 +51,42 @@ pub struct Verdict {
     pub detail: String,
 }
 
-impl Default for Gates {
-    fn default() -> Self {
+/// Gates as they are stored, also under the names they had first.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct StoredGates {
+    min_metrics: BTreeMap<String, f64>,
+    max_metrics: BTreeMap<String, f64>,
+    not_worse: BTreeMap<String, NotWorse>,
+    any_signature: bool,
+    require_compatible_signature: Option<bool>,
+    smoke: Vec<SmokeSample>,
+}
+
+#[derive(Deserialize)]
+struct StoredNotWorse {
+    by_at_most: f64,
+    #[serde(default)]
+    lower_is_better: bool,
+    higher_is_better: Option<bool>,
+}
+
+impl From<StoredGates> for Gates {
+    fn from(stored: StoredGates) -> Self {
         Self {
-            min_metrics: BTreeMap::new(),
-            max_metrics: BTreeMap::new(),
-            not_worse: BTreeMap::new(),
-            require_compatible_signature: true,
-            smoke: Vec::new(),
+            min_metrics: stored.min_metrics,
+            max_metrics: stored.max_metrics,
+            not_worse: stored.not_worse,
+            any_signature: stored.require_compatible_signature.map_or(stored.any_signature, |asked| !asked),
+            smoke: stored.smoke,
         }
+    }
+}
+
+impl From<StoredNotWorse> for NotWorse {
+    fn from(stored: StoredNotWorse) -> Self {
+        let lower_is_better = stored.higher_is_better.map_or(stored.lower_is_better, |higher| !higher);
+        Self { by_at_most: stored.by_at_most, lower_is_better }
     }
 }
 
@@ -84,12 +113,12 @@ pub fn check(gates: &Gates, candidate: &VersionRecord, champion: Option<&Version
             verdicts.push(Verdict { gate, passed: false, detail });
             continue;
         };
-        let loss = |value: f64| if rule.higher_is_better { old - value } else { value - old };
+        let loss = |value: f64| if rule.lower_is_better { value - old } else { old - value };
         let mut compared = verdict(gate, metric(name), name, |value| loss(value) <= rule.by_at_most);
         compared.detail.push_str(&format!(", version {} has {old}", champion.version));
         verdicts.push(compared);
     }
-    if gates.require_compatible_signature {
+    if !gates.any_signature {
         let result = compatible(&champion.signature, &candidate.signature);
         verdicts.push(Verdict {
             gate: format!("signature compatible with version {}", champion.version),
@@ -223,11 +252,11 @@ mod tests {
 
     #[test]
     fn metrics_are_held_against_their_bounds_and_against_the_champion() {
-        let rule = |by_at_most, higher_is_better| NotWorse { by_at_most, higher_is_better };
+        let rule = |by_at_most, lower_is_better| NotWorse { by_at_most, lower_is_better };
         let gates = Gates {
             min_metrics: [("auc".to_owned(), 0.9)].into(),
             max_metrics: [("rmse".to_owned(), 2.0)].into(),
-            not_worse: [("auc".to_owned(), rule(0.01, true)), ("rmse".to_owned(), rule(0.5, false))].into(),
+            not_worse: [("auc".to_owned(), rule(0.01, false)), ("rmse".to_owned(), rule(0.5, true))].into(),
             ..Gates::default()
         };
         let champion = version(1, &[("auc", 0.95), ("rmse", 1.0)]);
@@ -243,6 +272,24 @@ mod tests {
         assert_eq!(passed(&bad, Some(&champion)), [false, false, false, false, true]);
         assert_eq!(passed(&version(2, &[]), Some(&champion)), [false, false, false, false, true]);
         assert_eq!(passed(&good, Some(&version(1, &[]))), [true, true, false, false, true]);
+    }
+
+    #[test]
+    fn gates_are_read_under_the_names_they_had_first() {
+        let gates = |lower_is_better, any_signature| Gates {
+            not_worse: [("auc".to_owned(), NotWorse { by_at_most: 0.5, lower_is_better })].into(),
+            any_signature,
+            ..Gates::default()
+        };
+        for flag in [true, false] {
+            let first = format!(
+                r#"{{"not_worse": {{"auc": {{"by_at_most": 0.5, "higher_is_better": {flag}}}}}, "require_compatible_signature": {flag}}}"#
+            );
+            assert_eq!(serde_json::from_str::<Gates>(&first).unwrap(), gates(!flag, !flag));
+            let now = serde_json::to_string(&gates(flag, flag)).unwrap();
+            assert_eq!(serde_json::from_str::<Gates>(&now).unwrap(), gates(flag, flag), "{now}");
+        }
+        assert_eq!(serde_json::from_str::<Gates>("{}").unwrap(), Gates::default());
     }
 
     #[test]

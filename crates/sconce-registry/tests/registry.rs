@@ -459,7 +459,7 @@ fn bad_input_is_refused_and_changes_nothing() {
         InvalidArgument,
         "finite",
     );
-    let rule = NotWorse { by_at_most: -1.0, higher_is_better: true };
+    let rule = NotWorse { by_at_most: -1.0, lower_is_better: false };
     let not_worse = BTreeMap::from([("auc".to_owned(), rule)]);
     check("a negative loss", gates(Gates { not_worse, ..Gates::default() }), InvalidArgument, "0 or more");
     let smoke = |request: &str, max_latency_ms| {

@@ -153,7 +153,11 @@ impl From<GatesFile> for pb::Gates {
             (name, pb::NotWorse { by_at_most: rule.by_at_most, lower_is_better: rule.lower_is_better })
         };
         let smoke = |sample: Smoke| pb::Smoke {
-            request_json: sample.request.to_string(),
+            // An export has it as the text that is stored.
+            request_json: match sample.request {
+                Value::String(text) => text,
+                request => request.to_string(),
+            },
             max_latency_ms: sample.max_latency_ms,
         };
         Self {

@@ -44,10 +44,18 @@ enum Command {
     },
     /// Print all models, versions and changes as one JSON document
     Export {
-        /// Data folder of a server that does not run
+        /// The form of the document
+        #[arg(default_value = "json")]
+        format: Format,
+        /// Data folder of a server that does not run, instead of asking one that does
         #[arg(long, value_name = "DIR")]
-        data: PathBuf,
+        data: Option<PathBuf>,
     },
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Format {
+    Json,
 }
 
 pub(crate) fn run(args: Args) -> Outcome {
@@ -56,7 +64,7 @@ pub(crate) fn run(args: Args) -> Outcome {
         Command::Check { data } => check(&control, data.as_deref()),
         Command::Backup { file, data, force } => backup(&control, &file, data.as_deref(), force),
         Command::Restore { file, data } => restore(&control, &file, &data),
-        Command::Export { data } => export(&data),
+        Command::Export { format: Format::Json, data } => export(&control, data.as_deref()),
     };
     done.map_err(|error| control.explain(error))
 }
@@ -178,7 +186,17 @@ fn held(models: u64, versions: u64, files: u64, bytes: u64) -> String {
     format!("{models}, {versions}, {}, {}", text::count(files, "file"), text::bytes(bytes))
 }
 
-fn export(dir: &Path) -> Outcome {
-    open(dir)?.export_json(BufWriter::new(std::io::stdout().lock()))?;
+fn export(control: &Control, data: Option<&Path>) -> Outcome {
+    let mut to = BufWriter::new(std::io::stdout().lock());
+    match data {
+        Some(dir) => open(dir)?.export_json(to)?,
+        None => block_on(async {
+            let mut pieces = control.connect().await?.export().await?;
+            while let Some(piece) = pieces.next().await? {
+                to.write_all(&piece.chunk)?;
+            }
+            Ok::<_, Failure>(to.flush()?)
+        })??,
+    }
     Ok(ExitCode::SUCCESS)
 }

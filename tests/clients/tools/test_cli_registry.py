@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -67,6 +68,17 @@ def test_a_folder_of_models_is_pushed_by_the_client_and_by_the_server(registry):
     assert copy["lineage"]["source"] == str(PACKAGES / "1")
     # Three versions, and the files of two: what is the same is stored once.
     assert registry.json("registry", "check")["files"] == 4
+
+
+def test_a_deadline_bounds_the_whole_command(two_versions):
+    assert ask(two_versions, "champion") == "1"
+    words = ("infer", MODEL, "--input", f"features={ROW}", "--deadline-ms", "50")
+    # Who takes the connection and says nothing is not waited for, whichever call of the command that is.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        said = sconce(*words, "--server", "127.0.0.1:%d" % silent.getsockname()[1], code=1)
+    assert "within the deadline of 50 ms" in said
+    words = ("infer", MODEL, "--input", f"features={ROW}", "--deadline-ms", "60000")
+    assert json.loads(sconce(*words, "--server", two_versions.grpc))["version"] == "1"
 
 
 def test_traffic_follows_the_alias(two_versions):
@@ -174,10 +186,14 @@ def test_a_registry_is_verified_backed_up_and_restored(two_versions, tmp_path):
     assert not (tmp_path / "backup.tar.partial").exists()
     assert "another process" in sconce("registry", "check", "--data", two_versions.data, code=1)
 
+    served = two_versions.run("registry", "export")
+    assert two_versions.run("registry", "export", "json") == served
+
     sconce("registry", "restore", backup, "--data", restored)
     sconce("registry", "restore", backup, "--data", restored, code=1)
     assert json.loads(sconce("audit", "verify", "--data", restored, "--json")) == verified
-    export = json.loads(sconce("registry", "export", "--data", restored))
+    assert sconce("registry", "export", "json", "--data", restored) == served
+    export = json.loads(served)
     assert [len(m["versions"]) for m in export["models"]] == [2] and len(export["audit"]) == 3
     # One bit.
     blob = next(path for path in restored.glob("artifacts/blobs/*/*"))

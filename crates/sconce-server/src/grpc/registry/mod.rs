@@ -15,6 +15,7 @@ use sconce_registry::{
     By, ModelRecord, ModelUpdate, Registry, RegistryError, VersionRecord, VersionUpdate, Wanted,
 };
 use std::collections::BTreeMap;
+use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -27,7 +28,7 @@ pub(crate) struct Control {
     transfers: Arc<Semaphore>,
 }
 
-/// Uploads, fetches and backups at once.
+/// Uploads, fetches, backups and exports at once.
 const MAX_TRANSFERS: usize = 8;
 /// Bytes of a page, past which it ends early.
 const PAGE_BYTES: usize = 2 << 20;
@@ -39,8 +40,8 @@ const MAX_PAGE: usize = 1000;
 const READ: usize = 100;
 /// When a transfer that found no place is worth another try.
 const TRANSFER_RETRY: Duration = Duration::from_secs(5);
-/// Bytes of a backup in one message.
-const BACKUP_CHUNK_BYTES: usize = 256 << 10;
+/// Bytes of a backup or an export in one message.
+const CHUNK_BYTES: usize = 256 << 10;
 
 impl Control {
     pub(crate) fn new(door: Arc<Door>) -> Self {
@@ -49,7 +50,7 @@ impl Control {
 
     fn transfer(&self) -> Result<OwnedSemaphorePermit, Status> {
         let full = |_| {
-            let message = format!("{MAX_TRANSFERS} uploads, fetches and backups are under way");
+            let message = format!("{MAX_TRANSFERS} uploads, fetches, backups and exports are under way");
             let full = Error::new(ErrorCode::ResourceExhausted, message);
             status::of(&full.with_retry_after(TRANSFER_RETRY))
         };
@@ -86,6 +87,26 @@ impl Control {
         answer(self.version_message(record).await?)
     }
 
+    /// Sends what `write` writes, in chunks.
+    fn stream_of<T: Send + 'static>(
+        &self,
+        message: fn(Vec<u8>) -> T,
+        write: impl FnOnce(&Registry, &mut dyn Write) -> Result<(), RegistryError> + Send + 'static,
+    ) -> Answer<Items<T>> {
+        let registry = Arc::clone(self.models().registry().map_err(refused)?);
+        let transfer = self.transfer()?;
+        let (sender, receiver) = mpsc::channel(4);
+        // It ends when it is done or when nobody reads it any more.
+        self.models().tasks.spawn_blocking(move || {
+            let _transfer = transfer;
+            let mut writer = BufWriter::with_capacity(CHUNK_BYTES, Chunks { sender: &sender, message });
+            if let Err(error) = write(&registry, &mut writer) {
+                let _ = sender.blocking_send(Err(refused(error.into())));
+            }
+        });
+        answer(items(receiver))
+    }
+
     async fn version_message(&self, record: VersionRecord) -> Result<pb::Version, Status> {
         let name = record.model.clone();
         let model = self.read(move |registry| registry.model(&name)).await?;
@@ -105,6 +126,7 @@ impl Service for Control {
     type RegisterFromStream = Items<pb::RegisterFromResponse>;
     type WatchStream = Items<pb::AuditEntry>;
     type BackupStream = Items<pb::BackupResponse>;
+    type ExportStream = Items<pb::ExportResponse>;
 
     async fn register(
         &self,
@@ -452,33 +474,28 @@ impl Service for Control {
     }
 
     async fn backup(&self, _: Request<pb::BackupRequest>) -> Answer<Self::BackupStream> {
-        let registry = Arc::clone(self.models().registry().map_err(refused)?);
-        let transfer = self.transfer()?;
-        let (sender, receiver) = mpsc::channel(4);
-        // It ends when it is done or when nobody reads it any more.
-        self.models().tasks.spawn_blocking(move || {
-            let _transfer = transfer;
-            let mut writer = std::io::BufWriter::with_capacity(BACKUP_CHUNK_BYTES, Chunks(&sender));
-            if let Err(error) = registry.backup(&mut writer).map(drop) {
-                let _ = sender.blocking_send(Err(refused(error.into())));
-            }
-        });
-        answer(items(receiver))
+        self.stream_of(|chunk| pb::BackupResponse { chunk }, |registry, to| registry.backup(to).map(drop))
+    }
+
+    async fn export(&self, _: Request<pb::ExportRequest>) -> Answer<Self::ExportStream> {
+        self.stream_of(|chunk| pb::ExportResponse { chunk }, |registry, to| registry.export_json(to))
     }
 }
 
 /// Bytes as messages of a stream.
-struct Chunks<'a>(&'a mpsc::Sender<Result<pb::BackupResponse, Status>>);
+struct Chunks<'a, T> {
+    sender: &'a mpsc::Sender<Result<T, Status>>,
+    message: fn(Vec<u8>) -> T,
+}
 
-impl std::io::Write for Chunks<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let message = pb::BackupResponse { chunk: bytes.to_vec() };
-        let closed = |_| std::io::Error::new(std::io::ErrorKind::BrokenPipe, "the caller went away");
-        self.0.blocking_send(Ok(message)).map_err(closed)?;
+impl<T> Write for Chunks<'_, T> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let closed = |_| io::Error::new(io::ErrorKind::BrokenPipe, "the caller went away");
+        self.sender.blocking_send(Ok((self.message)(bytes.to_vec()))).map_err(closed)?;
         Ok(bytes.len())
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

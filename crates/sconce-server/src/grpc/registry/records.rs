@@ -27,7 +27,7 @@ pub(super) fn model(record: ModelRecord) -> pb::Model {
 
 fn gates(gates: registry::Gates) -> pb::Gates {
     let not_worse = |(name, rule): (String, registry::NotWorse)| {
-        (name, pb::NotWorse { by_at_most: rule.by_at_most, lower_is_better: !rule.higher_is_better })
+        (name, pb::NotWorse { by_at_most: rule.by_at_most, lower_is_better: rule.lower_is_better })
     };
     let smoke = |sample: registry::SmokeSample| pb::Smoke {
         request_json: sample.request,
@@ -37,15 +37,14 @@ fn gates(gates: registry::Gates) -> pb::Gates {
         min_metrics: gates.min_metrics,
         max_metrics: gates.max_metrics,
         not_worse: gates.not_worse.into_iter().map(not_worse).collect(),
-        any_signature: !gates.require_compatible_signature,
+        any_signature: gates.any_signature,
         smoke: gates.smoke.into_iter().map(smoke).collect(),
     }
 }
 
 pub(super) fn to_gates(gates: pb::Gates) -> registry::Gates {
     let not_worse = |(name, rule): (String, pb::NotWorse)| {
-        let higher_is_better = !rule.lower_is_better;
-        (name, registry::NotWorse { by_at_most: rule.by_at_most, higher_is_better })
+        (name, registry::NotWorse { by_at_most: rule.by_at_most, lower_is_better: rule.lower_is_better })
     };
     let latency_ms = |said: u64| if said == 0 { SMOKE_LATENCY_MS } else { said };
     let smoke = |sample: pb::Smoke| registry::SmokeSample {
@@ -56,7 +55,7 @@ pub(super) fn to_gates(gates: pb::Gates) -> registry::Gates {
         min_metrics: gates.min_metrics,
         max_metrics: gates.max_metrics,
         not_worse: gates.not_worse.into_iter().map(not_worse).collect(),
-        require_compatible_signature: !gates.any_signature,
+        any_signature: gates.any_signature,
         smoke: gates.smoke.into_iter().map(smoke).collect(),
     }
 }
