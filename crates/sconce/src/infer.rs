@@ -4,7 +4,7 @@ use sconce_client::{Client, DataType, InferRequest, Options, tensor};
 use sconce_core::json::{from_tensor, to_tensor};
 use serde_json::json;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -16,13 +16,13 @@ pub(crate) struct Args {
     /// Text for a model that takes `text`; may be given several times
     #[arg(long, short, value_name = "TEXT")]
     text: Vec<String>,
-    /// The version; the highest when not given
-    #[arg(long, default_value = "")]
+    /// A number or an alias [default: as the model's traffic is routed: `champion`, else the highest version that is ready]
+    #[arg(long, default_value = "", hide_default_value = true)]
     version: String,
     /// Give the N best classes of each output instead of its scores
     #[arg(long, value_name = "N")]
     classes: Option<u32>,
-    /// Give up after this many milliseconds
+    /// Give up after this many milliseconds, connecting and a load of the model included
     #[arg(long, value_name = "MS")]
     deadline_ms: Option<u64>,
     /// 1 is served first, 8 last, 0 is the default
@@ -34,48 +34,66 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Outcome {
+    let limit = args.deadline_ms.map(Duration::from_millis);
     block_on(async {
-        let client = Client::connect(&args.server, Options::default()).await?;
+        match limit {
+            None => ask(args, None).await,
+            Some(limit) => {
+                let late = |_| format!("no answer within the deadline of {} ms", limit.as_millis());
+                tokio::time::timeout(limit, ask(args, Some(Instant::now() + limit))).await.map_err(late)?
+            }
+        }
+    })?
+}
+
+/// Asks, and says until when the answer is worth something, so that the server gives up as well.
+async fn ask(args: Args, deadline: Option<Instant>) -> Outcome {
+    let left = || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    let client = Client::connect(&args.server, Options { timeout: left(), ..Options::default() }).await?;
+    let mut request = InferRequest::new(&args.model).version(&args.version).priority(args.priority);
+    if !args.text.is_empty() {
+        request = request.input("text", tensor::bytes(&[args.text.len(), 1], &args.text)?);
+    }
+    // Only these need to know what the model takes and gives: to say so it may have to be loaded.
+    if !args.input.is_empty() || args.classes.is_some() {
         let config = client.model_config(&args.model, &args.version).await?;
-        let mut request = InferRequest::new(&args.model).version(&args.version).priority(args.priority);
-        if let Some(ms) = args.deadline_ms {
-            request = request.deadline(Duration::from_millis(ms));
-        }
         for input in &args.input {
-            let (name, text) =
-                input.split_once('=').ok_or_else(|| format!("expected NAME=JSON, got {input:?}"))?;
-            let datatype = input_datatype(&config, name)?;
-            let text = match text.strip_prefix('@') {
-                None => text.to_owned(),
-                Some(file) => {
-                    std::fs::read_to_string(file).map_err(|e| format!("cannot read {file}: {e}"))?
-                }
-            };
-            let value = serde_json::from_str(&text).map_err(|e| format!("input {name}: not JSON: {e}"))?;
-            let tensor = to_tensor(datatype, &value).map_err(|e| format!("input {name}: {e}"))?;
-            request = request.input(name, tensor);
-        }
-        if !args.text.is_empty() {
-            request = request.input("text", tensor::bytes(&[args.text.len(), 1], &args.text)?);
+            request = with_input(request, &config, input)?;
         }
         if let Some(classes) = args.classes {
             request = config.output.iter().fold(request, |r, output| r.classification(&output.name, classes));
         }
-        let answer = client.infer(request).await?;
-        let outputs: serde_json::Map<_, _> = answer
-            .outputs
-            .iter()
-            .map(|(name, tensor)| {
-                let value = json!({ "datatype": tensor.datatype().name(), "shape": tensor.shape(), "data": from_tensor(tensor) });
-                (name.clone(), value)
-            })
-            .collect();
-        let shown = json!({
-            "model": args.model, "version": answer.model_version, "prediction_id": answer.prediction_id(), "outputs": outputs,
-        });
-        say!("{}", serde_json::to_string_pretty(&shown)?)?;
-        Ok(ExitCode::SUCCESS)
-    })?
+    }
+    if let Some(left) = left() {
+        request = request.deadline(left);
+    }
+    let answer = client.infer(request).await?;
+    let outputs: serde_json::Map<_, _> = answer
+        .outputs
+        .iter()
+        .map(|(name, tensor)| {
+            let value = json!({ "datatype": tensor.datatype().name(), "shape": tensor.shape(), "data": from_tensor(tensor) });
+            (name.clone(), value)
+        })
+        .collect();
+    let shown = json!({
+        "model": args.model, "version": answer.model_version, "prediction_id": answer.prediction_id(), "outputs": outputs,
+    });
+    say!("{}", serde_json::to_string_pretty(&shown)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `request` with an input that is given as `NAME=JSON` or `NAME=@FILE`.
+fn with_input(request: InferRequest, config: &ModelConfig, input: &str) -> Result<InferRequest, Failure> {
+    let (name, text) = input.split_once('=').ok_or_else(|| format!("expected NAME=JSON, got {input:?}"))?;
+    let datatype = input_datatype(config, name)?;
+    let text = match text.strip_prefix('@') {
+        None => text.to_owned(),
+        Some(file) => std::fs::read_to_string(file).map_err(|e| format!("cannot read {file}: {e}"))?,
+    };
+    let value = serde_json::from_str(&text).map_err(|e| format!("input {name}: not JSON: {e}"))?;
+    let tensor = to_tensor(datatype, &value).map_err(|e| format!("input {name}: {e}"))?;
+    Ok(request.input(name, tensor))
 }
 
 /// The datatype of an input, of whatever form.

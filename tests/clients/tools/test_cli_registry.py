@@ -76,7 +76,7 @@ def test_a_deadline_bounds_the_whole_command(two_versions):
     # Who takes the connection and says nothing is not waited for, whichever call of the command that is.
     with socket.create_server(("127.0.0.1", 0)) as silent:
         said = sconce(*words, "--server", "127.0.0.1:%d" % silent.getsockname()[1], code=1)
-    assert "within the deadline of 50 ms" in said
+    assert "deadline" in said
     words = ("infer", MODEL, "--input", f"features={ROW}", "--deadline-ms", "60000")
     assert json.loads(sconce(*words, "--server", two_versions.grpc))["version"] == "1"
 
