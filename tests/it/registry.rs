@@ -320,7 +320,12 @@ async fn models_beyond_the_memory_budget_take_turns_and_the_pinned_one_stays() {
     }
     let error = ask_wide(&client, "c", COLUMNS).await.unwrap_err();
     assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
-    assert!(error.message().contains("pinned") && error.message().contains(&budget.to_string()), "{error}");
+    let (used, most) =
+        (format!("{:.1} kB in use", 2.0 * one as f64 / 1e3), format!("{:.1} kB", budget as f64 / 1e3));
+    assert!(
+        [&used, &most, "`b` version 1", "kept loaded"].iter().all(|it| error.message().contains(*it)),
+        "{error}"
+    );
     let error = registry.promote(promotion("c", "1", "champion")).await.unwrap_err();
     assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
     for name in ["a", "b"] {
@@ -737,6 +742,12 @@ async fn a_flipped_bit_is_a_refused_load_that_touches_nothing_else_and_is_not_tr
     assert_eq!(factor(&client, "scale", "").await.unwrap().0, 1.0);
     assert_eq!(version(&mut registry, "scale", "2").await.unwrap().state(), pb::VersionState::Failed);
     assert_eq!(server.readiness(), Ok(()));
+    // Nor is it kept in memory from now on, and found missing.
+    let error = wanted(&mut registry, "scale", "2", pb::Wanted::Loaded).await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    assert!(error.message().contains("model `scale` version 2 could not be loaded"), "{error}");
+    assert_eq!(version(&mut registry, "scale", "2").await.unwrap().wanted(), pb::Wanted::Auto);
+    assert_eq!(server.readiness(), Ok(()));
     let check = registry.check(pb::CheckRequest {}).await.unwrap().into_inner();
     assert_eq!(check.problems.len(), 1, "{:?}", check.problems);
 }
@@ -844,18 +855,34 @@ async fn a_watcher_sees_every_change_in_order_and_backup_and_export_are_whole_wh
 async fn the_inference_protocols_load_and_unload_work_on_the_registry() {
     let (_data, server, client, mut registry) = start().await;
     push(&mut registry, "scale", 1.0).await;
+    push(&mut registry, "scale", 2.0).await;
+    promote(&mut registry, "scale", "2", "champion").await;
+    wanted(&mut registry, "scale", "1", pb::Wanted::Unloaded).await.unwrap();
     let admin = server.admin().await;
     admin.repository_load("scale").await.unwrap();
     assert_eq!(factor_code(&client, "scale", "").await.0, Code::Ok);
+    let of_champion = client.model_statistics("scale", "champion").await.unwrap();
+    let versions: Vec<_> = of_champion.iter().map(|one| one.version.as_str()).collect();
+    assert_eq!(versions, ["2"], "an alias means a version here as well");
+    let before =
+        registry.list_audit(pb::ListAuditRequest::default()).await.unwrap().into_inner().entries.len();
     admin.repository_unload("scale").await.unwrap();
-    for version in ["", "1"] {
+    let audit = registry.list_audit(pb::ListAuditRequest::default()).await.unwrap().into_inner().entries;
+    assert_eq!(audit.len(), before + 1, "one change, however many versions there are");
+    for version in ["", "1", "2"] {
         assert_eq!(factor_code(&client, "scale", version).await.0, Code::Unavailable);
     }
+    // What comes meanwhile does not bring it back, and no alias moves to what cannot answer.
+    push(&mut registry, "scale", 3.0).await;
+    assert_eq!(factor_code(&client, "scale", "3").await.0, Code::Unavailable);
+    let error = registry.promote(promotion("scale", "3", "champion")).await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
     assert_eq!(server.readiness(), Ok(()));
     let used = server.metric("sconce_device_memory_bytes{device=\"cpu\"}").await;
     assert_eq!(used, 0);
     admin.repository_load("scale").await.unwrap();
-    assert_eq!(factor_code(&client, "scale", "").await.0, Code::Ok);
+    assert_eq!(factor(&client, "scale", "").await.unwrap().0, 2.0);
+    assert_eq!(factor_code(&client, "scale", "1").await.0, Code::Unavailable, "as it was said of this one");
     assert_eq!(admin.repository_load("none").await.unwrap_err().code(), Code::NotFound);
 }
 

@@ -246,6 +246,7 @@ impl Registry {
             version_count: 0,
             aliases: BTreeMap::new(),
             gates: Gates::default(),
+            unloaded: false,
         };
         Ok((model, true))
     }

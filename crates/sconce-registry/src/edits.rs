@@ -44,7 +44,19 @@ impl Registry {
             limits::check_gates(&record.gates)?;
             Ok((Value::Object(before), Value::Object(after)))
         };
-        self.edit_model("update_model", model, by, edit)
+        self.edit_model("update_model", model, by, false, edit)
+    }
+
+    /// Sets whether a model is out of memory as a whole. What is said of its versions stays as it is, and holds again afterwards.
+    ///
+    /// # Errors
+    /// `NotFound`; and as [`Registry::register`].
+    pub fn set_unloaded(&self, model: &ModelName, unloaded: bool, by: &By) -> Result<ModelRecord> {
+        let edit = |record: &mut ModelRecord| {
+            let before = std::mem::replace(&mut record.unloaded, unloaded);
+            Ok((json!({ "unloaded": before }), json!({ "unloaded": unloaded })))
+        };
+        self.edit_model(if unloaded { "unload_model" } else { "load_model" }, model, by, true, edit)
     }
 
     /// Says something else of a version: all of it or nothing.
@@ -157,6 +169,7 @@ impl Registry {
         action: &'static str,
         model: &ModelName,
         by: &By,
+        routes: bool,
         edit: impl FnOnce(&mut ModelRecord) -> Result<(Value, Value)>,
     ) -> Result<ModelRecord> {
         limits::check_by(by, false)?;
@@ -167,7 +180,7 @@ impl Registry {
         (change.before, change.after) = (Some(before), Some(after));
         let mut batch = Batch::new();
         put(&mut batch, key::model(model), &record)?;
-        self.commit(&mut writer, batch, Some(change), false)?;
+        self.commit(&mut writer, batch, Some(change), routes)?;
         Ok(record)
     }
 

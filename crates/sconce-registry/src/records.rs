@@ -46,6 +46,9 @@ pub struct ModelRecord {
     /// What a version must meet to take an alias.
     #[serde(default)]
     pub gates: Gates,
+    /// Whether nothing of it is to be in memory, whatever is said of its versions.
+    #[serde(default)]
+    pub unloaded: bool,
 }
 
 /// A name for a version that can move to another.

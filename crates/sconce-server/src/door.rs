@@ -15,7 +15,7 @@ use crate::tenants::TenantTable;
 use crate::traffic::{LiveRoute, Variant};
 use crate::webhooks::Webhooks;
 use sconce_core::{ByteBudget, DeviceId, Error, ModelName, Result};
-use sconce_registry::Topic;
+use sconce_registry::{By, Topic};
 use sconce_telemetry::metrics::{
     DeviceMemory, FeedbackSample, JournalSample, ModelInfo, ModelSample, RuntimeSample, Scrape, ServerSample,
     ShadowSample, VariantSample,
@@ -95,8 +95,8 @@ pub(crate) struct Refused {
 
 /// A change of what is served.
 pub(crate) enum Change {
-    Load(String, Option<Said>),
-    Unload(String),
+    Load(String, Option<Said>, By),
+    Unload(String, By),
 }
 
 const SERVICE: &str = "inference.GRPCInferenceService";
@@ -162,8 +162,8 @@ impl Door {
         let door = Arc::clone(self);
         let task = self.models.tasks.spawn(async move {
             let outcome = match change {
-                Change::Load(name, said) => door.models.load(&name, said).await,
-                Change::Unload(name) => door.models.unload(&name).await,
+                Change::Load(name, said, by) => door.models.load(&name, said, by).await,
+                Change::Unload(name, by) => door.models.unload(&name, by).await,
             };
             door.report_health().await;
             outcome

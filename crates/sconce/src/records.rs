@@ -16,6 +16,7 @@ pub(crate) fn model(model: &pb::Model) -> Value {
         "highest_version": model.highest_version,
         "aliases": aliases,
         "gates": GatesFile::from(model.gates.clone().unwrap_or_default()),
+        "unloaded": model.unloaded,
     })
 }
 

@@ -3,6 +3,7 @@
 use crate::door::{Change, Door};
 use crate::ensemble::Assembly;
 use crate::grpc::Role;
+use crate::grpc::control::actor;
 use crate::grpc::status;
 use crate::grpc::trace_settings;
 use crate::models::{Said, Served, State, Target};
@@ -14,6 +15,7 @@ use sconce_proto::inference as pb;
 use sconce_proto::inference::grpc_inference_service_server::GrpcInferenceService;
 use sconce_proto::inference::log_settings_request::setting_value::ParameterChoice;
 use sconce_proto::inference::model_config::SchedulingChoice;
+use sconce_registry::By;
 use sconce_scheduler::Priority;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -122,12 +124,12 @@ impl GrpcInferenceService for Info {
         request: Request<pb::ModelStatisticsRequest>,
     ) -> Answer<pb::ModelStatisticsResponse> {
         let pb::ModelStatisticsRequest { name, version } = request.into_inner();
-        if !name.is_empty() {
-            self.route(&name, &version)?;
-        }
+        // An alias means one version, no version all of them.
+        let meant = if name.is_empty() { None } else { Some(self.route(&name, &version)?) };
         let wanted = |served: &Arc<Served>| {
-            (name.is_empty() || served.name.as_str() == name)
-                && (version.is_empty() || served.version_text == version)
+            meant.as_ref().is_none_or(|meant| {
+                served.name == meant.name && (version.is_empty() || served.version == meant.version)
+            })
         };
         let model_stats =
             self.door.models.ready().filter(wanted).map(|served| model_statistics(&served)).collect();
@@ -164,10 +166,12 @@ impl GrpcInferenceService for Info {
         request: Request<pb::RepositoryModelLoadRequest>,
     ) -> Answer<pb::RepositoryModelLoadResponse> {
         self.control_only("RepositoryModelLoad")?;
+        let by = By::new(actor(&request)?, "RepositoryModelLoad");
         let pb::RepositoryModelLoadRequest { repository_name, model_name, parameters } = request.into_inner();
         let said = said(parameters)?;
         let model_name = target(repository_name, model_name)?;
-        self.door.change(Change::Load(model_name.clone(), said)).await.map_err(|error| status::of(&error))?;
+        let change = Change::Load(model_name.clone(), said, by);
+        self.door.change(change).await.map_err(|error| status::of(&error))?;
         answer(pb::RepositoryModelLoadResponse { model_name, is_loaded: true })
     }
 
@@ -176,10 +180,11 @@ impl GrpcInferenceService for Info {
         request: Request<pb::RepositoryModelUnloadRequest>,
     ) -> Answer<pb::RepositoryModelUnloadResponse> {
         self.control_only("RepositoryModelUnload")?;
+        let by = By::new(actor(&request)?, "RepositoryModelUnload");
         // `unload_dependents` is the one parameter clients send, and no model has dependents.
         let pb::RepositoryModelUnloadRequest { repository_name, model_name, .. } = request.into_inner();
         let model_name = target(repository_name, model_name)?;
-        self.door.change(Change::Unload(model_name.clone())).await.map_err(|error| status::of(&error))?;
+        self.door.change(Change::Unload(model_name.clone(), by)).await.map_err(|error| status::of(&error))?;
         answer(pb::RepositoryModelUnloadResponse { model_name, is_unloaded: true })
     }
 

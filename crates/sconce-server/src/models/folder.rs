@@ -6,6 +6,7 @@ use super::overrides::{Override, Said};
 use super::{Models, State, UNLOADED, blocking, is_ready};
 use crate::operation::operation;
 use sconce_core::{Error, ErrorCode, ModelName, ModelVersion, Result};
+use sconce_registry::By;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use tracing::Instrument as _;
@@ -17,7 +18,7 @@ impl Models {
     ///
     /// # Errors
     /// `NotFound` when there is no such model; what the first failing version failed with.
-    pub(crate) async fn load(self: &Arc<Self>, name: &str, said: Option<Said>) -> Result<()> {
+    pub(crate) async fn load(self: &Arc<Self>, name: &str, said: Option<Said>, by: By) -> Result<()> {
         let name = ModelName::new(name)?;
         if self.is_stored(&name).await? {
             if said.is_some() {
@@ -26,7 +27,7 @@ impl Models {
                 );
                 return Err(Error::new(ErrorCode::FailedPrecondition, message));
             }
-            return self.load_stored(&name).await;
+            return self.load_stored(&name, by).await;
         }
         let said = match said {
             Some(said) => Some(Override::read(&name, said).await?),
@@ -122,10 +123,10 @@ impl Models {
     ///
     /// # Errors
     /// `NotFound` for an unknown name.
-    pub(crate) async fn unload(self: &Arc<Self>, name: &str) -> Result<()> {
+    pub(crate) async fn unload(self: &Arc<Self>, name: &str, by: By) -> Result<()> {
         let name = ModelName::new(name)?;
         if self.is_stored(&name).await? {
-            return self.unload_stored(&name).await;
+            return self.unload_stored(&name, by).await;
         }
         let changing = self.changing(&name);
         let _changing = changing.lock().await;

@@ -11,6 +11,7 @@ use futures_util::future::{BoxFuture, Shared};
 use sconce_core::{DeviceId, Error, ErrorCode, ModelName, ModelVersion, Result};
 use sconce_registry::{Outcome, Registry, VersionState};
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -57,6 +58,8 @@ struct Failure {
     error: Arc<Error>,
 }
 
+/// Models that a refusal for want of memory names.
+const MAX_HOLDERS: usize = 3;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// How long reading the weights may take.
@@ -118,13 +121,11 @@ impl Flights {
     fn refusal(&self, key: &Version) -> Option<Error> {
         let failure = self.failures.get(key)?;
         let left = failure.retry_at.checked_duration_since(Instant::now())?;
-        let (name, version) = key;
+        let Failure { count, error, .. } = &*failure;
+        let (tries, left_s) = (if *count == 1 { "once" } else { "each time" }, left.as_secs() + 1);
         let refusal = Error::new(
-            failure.error.code(),
-            format!(
-                "model `{name}` version {version} could not be loaded ({} times; the next try in {:.0?}): {}",
-                failure.count, left, failure.error
-            ),
+            error.code(),
+            format!("tried {count}, failed {tries}, next try in {left_s} s: {error}"),
         );
         Some(match failure.error.retry_after() {
             Some(_) => refusal.with_retry_after(left),
@@ -171,17 +172,12 @@ impl Models {
                 served
             }
             Route::Absent(name, version) => {
-                self.flight(&name, version, may_evict).await.map_err(|error| {
+                self.landed(&name, version, may_evict).await.map_err(|error| {
                     let code = match error.code() {
                         ErrorCode::ResourceExhausted => ErrorCode::ResourceExhausted,
                         _ => ErrorCode::Unavailable,
                     };
-                    let message = format!("model `{name}` version {version} could not be loaded: {error}");
-                    let refused = Error::new(code, message);
-                    match error.retry_after() {
-                        Some(after) => refused.with_retry_after(after),
-                        None => refused,
-                    }
+                    not_loaded(&name, version, code, &error)
                 })?
             }
         };
@@ -191,6 +187,22 @@ impl Models {
             served.kept.store(true, Ordering::Relaxed);
         }
         Ok(Routed { served, generation, decided })
+    }
+
+    /// A version that is loaded now, by the load under way or a new one. `may_evict`: others, where there is no room for it.
+    pub(super) async fn landed(
+        self: &Arc<Self>,
+        name: &ModelName,
+        version: ModelVersion,
+        may_evict: bool,
+    ) -> Result<Arc<Served>, Arc<Error>> {
+        match self.flight(name, version, may_evict).await {
+            // Whoever began that load did not want it so much as to evict others, or no more at all.
+            Err(_) if may_evict && !self.flights.is_paused(name, version) => {
+                self.flight(name, version, may_evict).await
+            }
+            landed => landed,
+        }
     }
 
     /// The load of a version: the one under way, or a new one. `may_evict`: others, where there is no room for it.
@@ -236,6 +248,7 @@ impl Models {
         }
         // While it is loaded it may be unloaded on purpose, and that be taken back.
         let is_loading = |state: &State| matches!(state, State::Loading | State::OnDemand);
+        let could_evict = eviction.is_allowed();
         match self.load_version(name, version, eviction).await {
             Ok(served) => {
                 self.flights.forgive(name, version);
@@ -250,7 +263,7 @@ impl Models {
                 Ok(served)
             }
             // There is no room that nobody uses: it is loaded when it is asked for, and has not failed.
-            Err(error) if !eviction.is_allowed() && has_no_room(&error) => {
+            Err(error) if !could_evict && has_no_room(&error) => {
                 tracing::info!(model = %name, %version, "not loaded before it is asked for: {error}");
                 let _ = self.set_if(name, version, is_loading, State::OnDemand);
                 Err(Arc::new(error))
@@ -386,12 +399,14 @@ impl Models {
         let free = free.fold(0, u64::saturating_add);
         if account.used.saturating_sub(free).saturating_add(missing) > limit {
             let rest = match may_evict {
-                true => format!("{free} of them not by what is pinned or being loaded"),
+                true => format!("of which {} can be given up", readable(free)),
                 false => "and nothing is evicted before somebody asks for it".to_owned(),
             };
+            let [wanted, used, most] = [missing, account.used, limit].map(readable);
             let message = format!(
-                "{device}: {missing} bytes of memory wanted, {} of {limit} in use, {rest}",
-                account.used
+                "{wanted} of memory wanted on {device}, {used} in use of {most} \
+                 (`model_memory_bytes`), {rest}{}",
+                self.holders(device, may_evict)
             );
             let full = Error::new(ErrorCode::ResourceExhausted, message);
             // What is larger than all there is will not fit later either.
@@ -416,6 +431,25 @@ impl Models {
         // Whoever notes that it is gone may share this thread.
         tokio::task::yield_now().await;
         Ok(())
+    }
+
+    /// What cannot be evicted of a device, the largest first, for people.
+    fn holders(&self, device: DeviceId, may_evict: bool) -> String {
+        let stays = |served: &Arc<Served>| {
+            served.settings.device == device && (!may_evict || served.pinned.load(Ordering::Relaxed))
+        };
+        let mut holders: Vec<Arc<Served>> = self.ready().filter(stays).collect();
+        holders.sort_by_key(|served| std::cmp::Reverse(memory_bytes(served)));
+        let (more, mut text) = (holders.len().saturating_sub(MAX_HOLDERS), String::new());
+        for served in holders.iter().take(MAX_HOLDERS) {
+            let Served { name, version, .. } = &**served;
+            let pinned = if may_evict { ", kept loaded" } else { "" };
+            let _ = write!(text, "; `{name}` version {version}: {}{pinned}", readable(memory_bytes(served)));
+        }
+        if more > 0 {
+            let _ = write!(text, "; and {more} more");
+        }
+        text
     }
 
     /// Writes down how a load of a version of the registry ended, if that is news.
@@ -502,6 +536,24 @@ struct Landing<'a> {
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
         self.flights.under_way.remove(self.key);
+    }
+}
+
+/// A load that somebody waited for came to nothing.
+pub(super) fn not_loaded(name: &ModelName, version: ModelVersion, code: ErrorCode, error: &Error) -> Error {
+    let message = format!("model `{name}` version {version} could not be loaded: {error}");
+    let refused = Error::new(code, message);
+    match error.retry_after() {
+        Some(after) => refused.with_retry_after(after),
+        None => refused,
+    }
+}
+
+fn readable(bytes: u64) -> String {
+    if bytes < 1_000_000 {
+        format!("{:.1} kB", bytes as f64 / 1e3)
+    } else {
+        format!("{:.1} MB", bytes as f64 / 1e6)
     }
 }
 

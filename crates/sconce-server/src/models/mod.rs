@@ -336,6 +336,8 @@ pub(crate) struct Models {
     /// Threads that prepare requests.
     pub(crate) prepare: PreparePool,
     table: ArcSwap<Table>,
+    /// Whether the table has every model there is.
+    are_listed: AtomicBool,
     /// What load calls said in place of the folder's. At most one a model that was loaded so.
     said: Mutex<HashMap<ModelName, Arc<Override>>>,
     /// What the shadows of all models share.
@@ -386,6 +388,7 @@ impl Models {
             memory,
             prepare: PreparePool::new(cores()),
             table: ArcSwap::default(),
+            are_listed: AtomicBool::new(false),
             said: Mutex::default(),
             shadows,
             replacing: Mutex::default(),
@@ -472,7 +475,14 @@ impl Models {
         let table = self.table.load();
         let Some((name, known)) = table.models.get_key_value(name) else {
             ModelName::new(name)?;
-            return Err(Error::new(ErrorCode::NotFound, format!("unknown model `{name}`")));
+            return Err(if self.are_listed.load(Ordering::Relaxed) {
+                Error::new(ErrorCode::NotFound, format!("unknown model `{name}`"))
+            } else {
+                Error::new(
+                    ErrorCode::Unavailable,
+                    "the server is starting: which models it has is not known yet",
+                )
+            });
         };
         let mut decided = None;
         let target = match &known.route {
@@ -611,6 +621,7 @@ impl Models {
             self.set(name, *version, State::Loading);
         }
         self.publish_all(&stored).await?;
+        self.are_listed.store(true, Ordering::Relaxed);
         for (name, version, source) in sources {
             let state = match self.load_source(&name, version, source, &Eviction::allowed(false)).await {
                 Ok(served) => State::Ready(served),

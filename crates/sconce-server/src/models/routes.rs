@@ -161,9 +161,12 @@ impl Models {
         let changing = self.changing(name);
         let locked = loop {
             let locked = changing.lock().await;
-            let present = self.versions(name);
-            let is_absent = |version: &&ModelVersion| !present.get(version).is_some_and(is_ready);
-            let Some(absent) = versions.iter().find(is_absent) else { break locked };
+            let absent = {
+                // Not held while others are loaded: what is evicted for them is waited for.
+                let present = self.versions(name);
+                versions.iter().find(|version| !present.get(version).is_some_and(is_ready))
+            };
+            let Some(absent) = absent else { break locked };
             // It was never loaded, or was released or evicted in between.
             drop(locked);
             self.load_now(name, *absent).await?;
@@ -239,7 +242,7 @@ fn targets(
         };
         let Some(version) = version else { continue };
         match registry.version(&model.name, version) {
-            Ok(record) => match why_unservable(&record) {
+            Ok(record) => match why_unservable(model, &record) {
                 Some(why) => drop(unservable.insert(format!("version {version} is {why}"))),
                 None if answers => drop(answering.insert(version)),
                 None => {}
@@ -260,11 +263,14 @@ fn targets(
     }
 }
 
+pub(super) const ARCHIVED: &str = "archived: `sconce model archive --undo`";
+
 /// Why a version can answer nothing, if it cannot.
-fn why_unservable(record: &VersionRecord) -> Option<&'static str> {
+fn why_unservable(model: &ModelRecord, record: &VersionRecord) -> Option<&'static str> {
     match (&record.state, record.wanted) {
-        (VersionState::Archived, _) => Some("archived"),
-        (_, Wanted::Unloaded) => Some("unloaded on purpose"),
+        (VersionState::Archived, _) => Some(ARCHIVED),
+        _ if model.unloaded => Some("unloaded with its model: RepositoryModelLoad"),
+        (_, Wanted::Unloaded) => Some("unloaded on purpose: `sconce model auto`"),
         _ => None,
     }
 }
@@ -273,13 +279,10 @@ fn why_unservable(record: &VersionRecord) -> Option<&'static str> {
 ///
 /// # Errors
 /// `FailedPrecondition`, with the reason.
-pub(super) fn refuse_unservable(record: &VersionRecord) -> Result<()> {
+pub(super) fn refuse_unservable(model: &ModelRecord, record: &VersionRecord) -> Result<(), RegistryError> {
     let (name, version) = (&record.model, record.version);
-    match why_unservable(record) {
+    match why_unservable(model, record) {
         None => Ok(()),
-        Some(why) => {
-            let message = format!("model `{name}` version {version} is {why}");
-            Err(Error::new(ErrorCode::FailedPrecondition, message))
-        }
+        Some(why) => Err(RegistryError::Precondition(format!("model `{name}` version {version} is {why}"))),
     }
 }

@@ -4,7 +4,8 @@
 //! says what the registry says; and then memory is *settled*: what should be in memory is loaded, what need not be any more
 //! is released. An alias moves only to a version that is in memory already, so requests never wait for a change.
 
-use super::routes::refuse_unservable;
+use super::lifecycle::not_loaded;
+use super::routes::{ARCHIVED, refuse_unservable};
 use super::{CHAMPION, Models, Operation, Served, State, UNLOADED, blocking, is_ready, smoke};
 use crate::operation::{operation, traced};
 use crate::rollout;
@@ -37,7 +38,7 @@ const PAGE: usize = 500;
 /// Models settled at once at the start.
 const SETTLING: usize = 8;
 
-/// A model of the registry with its versions, and its route.
+/// A model of the registry with its versions, all of them kept unloaded where it is as a whole, and its route.
 struct Stored {
     model: ModelRecord,
     versions: Vec<VersionRecord>,
@@ -59,6 +60,9 @@ impl Stored {
             let is_last = page.len() < PAGE;
             versions.extend(page);
             if is_last {
+                if model.unloaded {
+                    versions.iter_mut().for_each(|record| record.wanted = Wanted::Unloaded);
+                }
                 return Ok(Some(Self { model, versions, route }));
             }
         }
@@ -198,6 +202,7 @@ impl Models {
                 rollout::refuse_by_hand(registry, &of, Some(&alias_of))?;
                 let model = registry.model(&of)?;
                 let candidate = registry.version(&of, version)?;
+                refuse_unservable(&model, &candidate)?;
                 let target = |alias: &str| model.aliases.get(alias).map(|alias| alias.version);
                 let present = target(&alias_of);
                 // A new alias is compared with the champion.
@@ -208,7 +213,6 @@ impl Models {
             let (gates, candidate, present, compared) = models.read(read).await?;
             let expected = expected.unwrap_or(present);
             let version = candidate.version;
-            refuse_unservable(&candidate)?;
             if force && by.reason.trim().is_empty() {
                 return Err(Error::invalid("a forced promotion needs a reason"));
             }
@@ -289,10 +293,11 @@ impl Models {
         let read = move |registry: &Registry| {
             let model = registry.model(&of)?;
             let compared = model.aliases.get(&alias).map(|alias| registry.version(&of, alias.version));
-            Ok((model.gates, registry.version(&of, version)?, compared.transpose()?))
+            let candidate = registry.version(&of, version)?;
+            refuse_unservable(&model, &candidate)?;
+            Ok((model.gates, candidate, compared.transpose()?))
         };
         let (gates, candidate, compared) = self.read(read).await?;
-        refuse_unservable(&candidate)?;
         let was_ready = self.versions(name).get(&version).is_some_and(is_ready);
         let judged = self.judge(name, &gates, &candidate, compared.as_ref()).await;
         let passed = judged.and_then(|verdicts| refuse_failed(&candidate, &verdicts));
@@ -322,16 +327,17 @@ impl Models {
             let (of, alias_of) = (name.clone(), alias.clone());
             let target = models.read(move |registry| {
                 let target = before(registry, &of, &alias_of, steps)?;
-                target.map(|version| registry.version(&of, version)).transpose()
+                if let Some(version) = target {
+                    refuse_unservable(&registry.model(&of)?, &registry.version(&of, version)?)?;
+                }
+                Ok(target)
             });
             let of = name.clone();
-            let Some(target) = target.await? else {
+            let Some(version) = target.await? else {
                 // The registry says why there is none.
                 let change = move |registry: &Registry| registry.rollback(&of, &alias, steps, &by);
                 return models.change(&name, Operation::Rollback, change).await;
             };
-            refuse_unservable(&target)?;
-            let version = target.version;
             let was_ready = models.versions(&name).get(&version).is_some_and(is_ready);
             let change = move |registry: &Registry| {
                 rollout::refuse_by_hand(registry, &of, Some(&alias))?;
@@ -351,10 +357,10 @@ impl Models {
         .await
     }
 
-    /// Says whether a version should be in memory, and waits until it is as said.
+    /// Says whether a version should be in memory, and waits until it is as said. One that cannot be loaded is not to be.
     ///
     /// # Errors
-    /// As [`change`](Self::change), and what loading failed with.
+    /// As [`change`](Self::change), and what loading failed with: then nothing was changed.
     pub(crate) async fn set_wanted(
         self: &Arc<Self>,
         name: &ModelName,
@@ -364,39 +370,65 @@ impl Models {
     ) -> Result<()> {
         let of = name.clone();
         self.flights.forgive(name, version);
+        if wanted == Wanted::Loaded {
+            return self.keep_loaded(name, version, by).await;
+        }
         let change = move |registry: &Registry| registry.set_wanted(&of, version, wanted, &by);
         self.change(name, Operation::SetWanted, change).await?;
-        match wanted {
-            Wanted::Loaded => self.load_now(name, version).await.map(drop),
-            Wanted::Auto => Ok(()),
-            Wanted::Unloaded => {
-                self.released(name).await;
-                Ok(())
-            }
+        if wanted == Wanted::Unloaded {
+            self.released(name).await;
         }
+        Ok(())
     }
 
-    /// Loads what should be in memory of a model, which an unload took out maybe.
-    pub(super) async fn load_stored(self: &Arc<Self>, name: &ModelName) -> Result<()> {
-        let of = name.clone();
-        let by = By::new("repository", "RepositoryModelLoad");
-        self.change(name, Operation::SetWanted, move |registry| {
-            let stored = Stored::read(registry, &of)?;
-            for record in stored.iter().flat_map(Stored::servable) {
-                if record.wanted == Wanted::Unloaded {
-                    registry.set_wanted(&of, record.version, Wanted::Auto, &by)?;
+    async fn keep_loaded(self: &Arc<Self>, name: &ModelName, version: ModelVersion, by: By) -> Result<()> {
+        let (models, name) = (Arc::clone(self), name.clone());
+        self.run(async move {
+            let was_ready = models.versions(&name).get(&version).is_some_and(is_ready);
+            let of = name.clone();
+            let read = move |registry: &Registry| match registry.version(&of, version)?.state {
+                VersionState::Archived => {
+                    let message = format!("model `{of}` version {version} is {ARCHIVED}");
+                    Err(RegistryError::Precondition(message))
                 }
+                _ => Ok(()),
+            };
+            models.read(read).await?;
+            let of = name.clone();
+            let change = move |registry: &Registry| {
+                if registry.model(&of)?.unloaded {
+                    registry.set_unloaded(&of, false, &by)?;
+                }
+                registry.set_wanted(&of, version, Wanted::Loaded, &by)
+            };
+            let changed = models.change_when_ready(&name, Operation::SetWanted, &[version], change).await;
+            if changed.is_err() && !was_ready {
+                models.release_unwanted(&name, version).await;
+                let changing = models.changing(&name);
+                let _changing = changing.lock().await;
+                models.publish(&name).await?;
             }
-            Ok(())
+            changed.map(drop)
         })
-        .await?;
+        .await
+    }
+
+    /// Loads what should be in memory of a model, which an unload took out maybe. What is said of single versions stays.
+    pub(super) async fn load_stored(self: &Arc<Self>, name: &ModelName, by: By) -> Result<()> {
+        self.set_unloaded(name, false, by).await?;
         let of = name.clone();
         let Some(stored) = self.read(move |registry| Stored::read(registry, &of)).await? else {
             return Ok(());
         };
         let mut wanted = stored.wanted(|_| false);
         if wanted.is_empty() {
-            wanted.extend(stored.servable().next_back().map(|record| record.version));
+            let mut candidates = stored.servable().filter(|record| record.wanted != Wanted::Unloaded);
+            wanted.extend(candidates.next_back().map(|record| record.version));
+        }
+        if wanted.is_empty() {
+            let message =
+                format!("model `{name}` has no version that is not archived, or unloaded on purpose");
+            return Err(Error::new(ErrorCode::FailedPrecondition, message));
         }
         for version in wanted {
             self.flights.forgive(name, version);
@@ -406,21 +438,21 @@ impl Models {
     }
 
     /// Takes a model out of memory until it is loaded again.
-    pub(super) async fn unload_stored(self: &Arc<Self>, name: &ModelName) -> Result<()> {
-        let of = name.clone();
-        let by = By::new("repository", "RepositoryModelUnload");
-        self.change(name, Operation::SetWanted, move |registry| {
-            let stored = Stored::read(registry, &of)?;
-            for record in stored.iter().flat_map(Stored::servable) {
-                if record.wanted != Wanted::Unloaded {
-                    registry.set_wanted(&of, record.version, Wanted::Unloaded, &by)?;
-                }
-            }
-            Ok(())
-        })
-        .await?;
+    pub(super) async fn unload_stored(self: &Arc<Self>, name: &ModelName, by: By) -> Result<()> {
+        self.set_unloaded(name, true, by).await?;
         self.released(name).await;
         Ok(())
+    }
+
+    async fn set_unloaded(self: &Arc<Self>, name: &ModelName, unloaded: bool, by: By) -> Result<()> {
+        let of = name.clone();
+        let change = move |registry: &Registry| {
+            if registry.model(&of)?.unloaded != unloaded {
+                registry.set_unloaded(&of, unloaded, &by)?;
+            }
+            Ok(())
+        };
+        self.change(name, Operation::SetWanted, change).await
     }
 
     /// Whether `name` is a model of the registry.
@@ -627,12 +659,8 @@ impl Models {
         name: &ModelName,
         version: ModelVersion,
     ) -> Result<Arc<Served>> {
-        match self.flight(name, version, true).await {
-            // A load that ended as one nobody wanted any more: by now it is wanted again.
-            Err(_) if !self.flights.is_paused(name, version) => self.flight(name, version, true).await,
-            loaded => loaded,
-        }
-        .map_err(|error| error.repeat())
+        let landed = self.landed(name, version, true).await;
+        landed.map_err(|error| not_loaded(name, version, error.code(), &error))
     }
 
     /// The route in `document` for requests: the one there is, unless the document changed.

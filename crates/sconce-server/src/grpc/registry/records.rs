@@ -22,6 +22,7 @@ pub(super) fn model(record: ModelRecord) -> pb::Model {
         highest_version: record.highest_version,
         aliases: record.aliases.into_iter().map(alias).collect(),
         gates: Some(gates(record.gates)),
+        unloaded: record.unloaded,
     }
 }
 
