@@ -175,27 +175,35 @@ impl Registry {
 
     fn append_blob(&self, tar: &mut tar::Builder<impl Write>, file: &FileRecord) -> Result<()> {
         let path = self.artifacts.blob(&file.digest);
+        let damaged = |detail: String| {
+            let told = self.tell_damage(&BTreeMap::from([(file.digest, detail)]));
+            told.map_or_else(|error| error, |told| RegistryError::Damaged(told.concat()))
+        };
         let open = || {
             let content = File::open(&path)?;
-            Ok((content.metadata()?.len(), content))
+            Ok::<_, io::Error>((content.metadata()?.len(), content))
         };
-        let (bytes, content) = open().map_err(RegistryError::io("read", &path))?;
-        let differs =
-            || RegistryError::Damaged(format!("{}: its content is not what was registered", file.path));
+        let (bytes, content) = match open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(damaged("its content is missing".to_owned()));
+            }
+            other => other.map_err(RegistryError::io("read", &path))?,
+        };
         if bytes != file.bytes {
-            return Err(differs());
+            return Err(damaged(format!("expected {} bytes, found {bytes}", file.bytes)));
         }
         let mut content = Hashing { inner: content.take(bytes), hasher: blake3::Hasher::new() };
         append(tar, &format!("blobs/{}", file.digest), bytes, &mut content)?;
-        if Digest::from(content.hasher.finalize()) != file.digest {
-            return Err(differs());
+        let found = Digest::from(content.hasher.finalize());
+        if found != file.digest {
+            return Err(damaged(format!("expected BLAKE3 {}, found {found}", file.digest)));
         }
         Ok(())
     }
 
     fn read_backup(&self, from: impl Read) -> Result<()> {
         let mut archive = tar::Archive::new(from);
-        let not_tar = |error: io::Error| bad(&error.to_string());
+        let not_tar = |error: io::Error| bad(&format!("no tar, or not all of one ({error})"));
         // Raw: nothing is interpreted beyond a header, so names and sizes are what they are.
         let mut entries = archive.entries().map_err(not_tar)?.raw(true);
         for name in ["FORMAT", "records", "audit"] {
@@ -269,8 +277,11 @@ impl Registry {
         }
         let mut importer = self.artifacts.importer(Limits::default());
         let mut writer = importer.file("content", bytes)?;
-        io::copy(&mut entry, &mut writer)
+        let copied = io::copy(&mut entry, &mut writer)
             .map_err(RegistryError::io("restore", Path::new(&digest.to_string())))?;
+        if copied != bytes {
+            return Err(bad("it is cut short"));
+        }
         let written = writer.finish()?;
         importer.finish()?;
         if (written.digest, written.bytes) != (digest, bytes) {
@@ -362,7 +373,7 @@ fn read_frame(from: &mut impl Read, most: usize) -> Result<Option<Vec<u8>>> {
         return Err(bad(&format!("a record of {length} bytes, expected up to {most}")));
     }
     let mut bytes = vec![0; length];
-    from.read_exact(&mut bytes).map_err(|error| bad(&error.to_string()))?;
+    from.read_exact(&mut bytes).map_err(|error| bad(&format!("it is cut short ({error})")))?;
     Ok(Some(bytes))
 }
 
@@ -371,7 +382,7 @@ fn json(record: &impl Serialize) -> Result<String> {
 }
 
 fn bad(problem: &str) -> RegistryError {
-    RegistryError::Invalid(format!("not a usable backup: {problem}"))
+    RegistryError::Invalid(format!("no complete backup of a registry: {problem}"))
 }
 
 fn show(entry: &tar::Entry<'_, impl Read>) -> String {

@@ -2,8 +2,8 @@
 
 use crate::registry::{decode, key};
 use crate::{
-    AuditReport, Digest, Document, FileRecord, Garbage, ModelRecord, Registry, Result, VersionRecord, audit,
-    limits,
+    AuditReport, Digest, Document, FileRecord, Garbage, ModelRecord, Registry, RegistryError, Result,
+    VersionRecord, limits,
 };
 use sconce_core::ModelVersion;
 use serde::Serialize;
@@ -12,6 +12,8 @@ use std::ops::Bound;
 
 /// Most problems that a report names.
 const PROBLEMS: usize = 1_000;
+/// Most versions named beside a content that is damaged.
+const NAMED: usize = 5;
 
 /// What [`Registry::check`] found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -64,7 +66,7 @@ impl Registry {
     /// `Internal` when the store itself cannot be read; what is wrong with what is read stands in the report.
     pub fn check(&self) -> Result<CheckReport> {
         let writer = self.hold_writer();
-        let audit = audit::verify(&self.catalogue)?;
+        let audit = self.audit_report(&writer)?;
         let (models, versions, aliases, documents, blobs, bytes) = (0, 0, 0, 0, 0, 0);
         let (garbage, problems) = (Garbage::default(), Vec::new());
         let mut report =
@@ -79,14 +81,53 @@ impl Registry {
         report.garbage = self.artifacts.collect(&|digest| Ok(files.contains_key(digest)), true)?;
         let _held = self.hold(files.keys().copied().collect());
         drop(writer);
+        let mut damaged = BTreeMap::new();
         for file in files.values() {
             report.blobs += 1;
             report.bytes = report.bytes.saturating_add(file.bytes);
-            if let Err(error) = self.artifacts.verify(file) {
-                report.problem(|| format!("content {}: {error}", file.digest));
+            if let Err(error) = self.artifacts.verify(file)
+                && damaged.len() < PROBLEMS
+            {
+                let detail = match error {
+                    RegistryError::Corrupt { detail, .. } => detail,
+                    other => other.to_string(),
+                };
+                damaged.insert(file.digest, detail);
             }
         }
+        for problem in self.tell_damage(&damaged)? {
+            report.problem(|| problem);
+        }
         Ok(report)
+    }
+
+    /// What is wrong with contents, told with the versions that have them and how each is repaired.
+    pub(crate) fn tell_damage(&self, damaged: &BTreeMap<Digest, String>) -> Result<Vec<String>> {
+        let mut users = BTreeMap::<Digest, (Vec<String>, u64)>::new();
+        if !damaged.is_empty() {
+            self.catalogue.scan(key::VERSIONS, Bound::Unbounded, |_, stored| {
+                // A record that cannot be read is told of by itself.
+                let Ok(record) = decode::<VersionRecord>("a version", &stored) else { return Ok(true) };
+                for file in record.files.iter().filter(|file| damaged.contains_key(&file.digest)) {
+                    let (model, version, path) = (&record.model, record.version, &file.path);
+                    let (named, more) = users.entry(file.digest).or_default();
+                    if named.len() < NAMED {
+                        named.push(format!("model `{model}` version {version}: file `{path}`"));
+                    } else {
+                        *more += 1;
+                    }
+                }
+                Ok(true)
+            })?;
+        }
+        let tell = |(digest, detail): (&Digest, &String)| {
+            let (mut named, more) = users.remove(digest).unwrap_or_default();
+            if more > 0 {
+                named.push(format!("{more} more"));
+            }
+            format!("{}: {detail}; pushing the same content again repairs it", named.join(", "))
+        };
+        Ok(damaged.iter().map(tell).collect())
     }
 
     fn read_models(&self, report: &mut CheckReport) -> Result<BTreeMap<String, Counted>> {

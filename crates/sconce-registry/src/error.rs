@@ -120,6 +120,8 @@ impl RegistryError {
         let doing = format!("{doing} {}", path.display());
         match error {
             sled::Error::Io(source) => Self::Io { doing, source },
+            // What it says of itself helps nobody.
+            sled::Error::Corruption { .. } => Self::Damaged(damaged_store(&doing)),
             other => Self::Damaged(format!("{doing}: {other}")),
         }
     }
@@ -127,6 +129,11 @@ impl RegistryError {
     pub(crate) fn damaged(what: impl Display) -> Self {
         Self::Damaged(what.to_string())
     }
+}
+
+/// What to say of a database that is not what was written.
+pub(crate) fn damaged_store(doing: &str) -> String {
+    format!("{doing}: it is damaged; a backup is to be restored into another folder")
 }
 
 impl From<sconce_core::Error> for RegistryError {

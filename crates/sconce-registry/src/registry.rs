@@ -53,12 +53,24 @@ impl Registry {
     /// `FailedPrecondition` when another process has it open, when a newer program wrote it (nothing is touched then), when
     /// the folder has something else in it or may not be written; `Internal` when what lies there is damaged.
     pub fn open(dir: &Path) -> Result<Self> {
+        Self::open_with(dir, Witness::open)
+    }
+
+    /// As [`open`](Self::open), but leaves `HEAD` as it is: that it is missing would be a trace of whoever removed it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn inspect(dir: &Path) -> Result<Self> {
+        Self::open_with(dir, Witness::read)
+    }
+
+    fn open_with(dir: &Path, witness: fn(&Path, &Store) -> Result<Witness>) -> Result<Self> {
         let folder = Folder::open(dir)?;
         // No thread of sled's: what moves pages in its log runs between our barriers only, and a background flush would
         // sync where nobody asked. The price: sled reuses a segment of its log when nothing in it is current any more, but
         // does not empty one. A backup and restore packs the log.
         let catalogue = Store::open(&folder.catalogue(), CACHE_BYTES, None)?;
-        let witness = Witness::open(&folder.head(), &catalogue)?;
+        let witness = witness(&folder.head(), &catalogue)?;
         let artifacts = Artifacts::open(&folder.artifacts())?;
         let journal = Journal::open(&folder.journal())?;
         let head = audit::read_head(&catalogue)?;
@@ -209,8 +221,20 @@ impl Registry {
     /// `Internal` when it cannot be read; a chain that is broken is no error but in the report.
     pub fn verify_audit(&self) -> Result<AuditReport> {
         // Entries and head are two reads: no change may come between them.
-        let _writer = self.hold_writer();
-        audit::verify(&self.catalogue)
+        let writer = self.hold_writer();
+        self.audit_report(&writer)
+    }
+
+    /// What [`verify_audit`](Self::verify_audit) will say for as long as this is open, if `HEAD` was missing when it was
+    /// opened although there were changes; whoever serves should say so in a log.
+    pub fn lost_head(&self) -> Option<String> {
+        self.hold_writer().witness.lost.clone()
+    }
+
+    pub(crate) fn audit_report(&self, writer: &Writer) -> Result<AuditReport> {
+        let mut report = audit::verify(&self.catalogue)?;
+        report.problem = report.problem.or_else(|| writer.witness.lost.clone());
+        Ok(report)
     }
 
     pub(crate) fn find_model(&self, name: &ModelName) -> Result<Option<ModelRecord>> {

@@ -8,6 +8,7 @@
 //! one that was cut short by a crash keeps its ending `.generating`, and sled would take it for the newest: it is removed.
 //! `conf` is written once, not atomically: so a database is made under another name and renamed.
 
+use crate::error::damaged_store;
 use crate::{RegistryError, Result, limits};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -224,8 +225,8 @@ fn open_sled(folder: &Path, cache_bytes: u64, flush_every_ms: Option<u64>) -> Re
             }
             Ok(result) => return result.map_err(|error| RegistryError::sled("open", folder, error)),
             Err(_) => {
-                let message = format!("open {}: sled cannot make sense of it", folder.display());
-                return Err(RegistryError::Damaged(message));
+                let doing = format!("open {}", folder.display());
+                return Err(RegistryError::Damaged(damaged_store(&doing)));
             }
         }
     }

@@ -7,24 +7,46 @@
 
 use crate::audit::{self, Head};
 use crate::store::Store;
+use crate::store::sync_folder;
 use crate::{Digest, RegistryError, Result};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-pub(crate) struct Witness(File);
+pub(crate) struct Witness {
+    /// Where it is noted; none where nothing is to be written.
+    file: Option<File>,
+    /// That there was none, although there should have been.
+    pub(crate) lost: Option<String>,
+}
 
 impl Witness {
     /// Opens the file at `path`, or makes it, and holds `catalogue` against it.
     pub(crate) fn open(path: &Path, catalogue: &Store) -> Result<Self> {
-        let line = match fs::read(path) {
-            Ok(line) => line,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        let Self { lost, .. } = Self::read(path, catalogue)?;
+        let mut options = OpenOptions::new();
+        let file = options.create(true).truncate(false).write(true).open(path);
+        let file = file.map_err(RegistryError::io("open", path))?;
+        let witness = Self { file: Some(file), lost };
+        witness.write(audit::read_head(catalogue)?);
+        // That it is there is brought to disk, once: that it is not has to mean something.
+        if let Some(file) = &witness.file {
+            file.sync_all().map_err(RegistryError::io("sync", path))?;
+        }
+        sync_folder(path.parent().unwrap_or(path))?;
+        Ok(witness)
+    }
+
+    /// Holds `catalogue` against the file at `path`, and leaves it as it is.
+    pub(crate) fn read(path: &Path, catalogue: &Store) -> Result<Self> {
+        let (line, found) = match fs::read(path) {
+            Ok(line) => (line, "cannot be read"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (Vec::new(), "is missing"),
             Err(error) => return Err(RegistryError::io("read", path)(error)),
         };
-        // A line that a power loss spoiled says nothing.
-        if let Some(seen) = parse(&line) {
+        let seen = parse(&line);
+        if let Some(seen) = seen {
             let stored = catalogue.get(&audit::entry_key(seen.seq))?;
             let found = stored.as_deref().map(audit::parse).transpose()?.map(|entry| entry.hash);
             if seen.seq > 0 && found != Some(seen.hash) {
@@ -35,17 +57,23 @@ impl Witness {
                 )));
             }
         }
-        let mut options = OpenOptions::new();
-        let file = options.create(true).truncate(false).write(true).open(path);
-        let witness = Self(file.map_err(RegistryError::io("open", path))?);
-        witness.write(audit::read_head(catalogue)?);
-        Ok(witness)
+        let stored = audit::read_head(catalogue)?.seq;
+        let lost = (seen.is_none() && stored > 0).then(|| {
+            format!(
+                "{}: it {found}, so nothing shows that the {stored} changes there are were all there were: hold the hash of \
+                 the last against a copy kept elsewhere, or restore a backup",
+                path.display()
+            )
+        });
+        Ok(Self { file: None, lost })
     }
 
     /// Notes that `head` is on disk.
     pub(crate) fn write(&self, head: Head) {
         // The change is on disk whether this is or not. The line always has the same length, so it needs no new room.
-        let _ = self.0.write_all_at(line(head).as_bytes(), 0);
+        if let Some(file) = &self.file {
+            let _ = file.write_all_at(line(head).as_bytes(), 0);
+        }
     }
 }
 

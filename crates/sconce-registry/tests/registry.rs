@@ -182,15 +182,29 @@ fn garbage_is_what_no_version_has_and_nobody_imports() {
 fn a_flipped_bit_is_found_and_named() {
     let (dir, registry) = registry();
     let version = register(&registry, "m", b"weights");
+    register(&registry, "m", b"weights");
     let digest = version.files[0].digest.to_string();
     let path = dir.path().join("data/artifacts/blobs").join(&digest[..2]).join(&digest);
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     fs::write(&path, b"wEights").unwrap();
+    register(&registry, "n", b"other");
+    let told = format!(
+        "model `m` version 1: file `weights`, model `m` version 2: file `weights`: expected BLAKE3 {digest}, found {}; \
+         pushing the same content again repairs it",
+        Digest::of(b"wEights")
+    );
     let report = registry.check().unwrap();
-    assert!(!report.is_intact() && report.problems[0].contains("weights"), "{report:?}");
+    assert!(!report.is_intact() && report.problems == [told.as_str()], "{report:?}");
     let refused = registry.artifacts().checkout(&version.files).err().unwrap();
     assert!(refused.to_string().contains("weights"), "{refused}");
-    assert!(registry.backup(Vec::new()).is_err());
+    let error = registry.backup(Vec::new()).unwrap_err();
+    assert_eq!((error.code(), error.to_string()), (ErrorCode::Internal, told));
+    fs::remove_file(&path).unwrap();
+    let error = registry.backup(Vec::new()).unwrap_err();
+    assert!(error.to_string().contains("version 2: file `weights`: its content is missing"), "{error}");
+    register(&registry, "m", b"weights");
+    assert!(registry.check().unwrap().is_intact());
+    registry.backup(Vec::new()).unwrap();
 }
 
 #[test]
@@ -201,6 +215,35 @@ fn one_registry_at_a_time() {
     assert!(matches!(&error, RegistryError::InUse(folder) if *folder == path), "{error}");
     drop(registry);
     Registry::open(&path).unwrap();
+}
+
+#[test]
+fn a_head_that_was_removed_is_told_and_not_made_anew_by_who_only_looks() {
+    let (dir, registry) = registry();
+    register(&registry, "m", b"x");
+    drop(registry);
+    let (path, head) = (dir.path().join("data"), dir.path().join("data/HEAD"));
+    let intact = Registry::inspect(&path).unwrap().verify_audit().unwrap();
+    assert!(intact.is_intact(), "{intact:?}");
+    for (change, says) in [(None, "it is missing"), (Some("rubbish"), "it cannot be read")] {
+        match change {
+            None => fs::remove_file(&head).unwrap(),
+            Some(text) => fs::write(&head, text).unwrap(),
+        }
+        for _ in 0..2 {
+            let report = Registry::inspect(&path).unwrap().verify_audit().unwrap();
+            assert_eq!((report.entries, report.head), (1, intact.head));
+            assert!(report.problem.as_ref().unwrap().contains(says), "{report:?}");
+        }
+        assert_eq!(fs::read_to_string(&head).ok().as_deref(), change);
+        // Who serves makes it anew, and says so as long as it is open.
+        let registry = Registry::open(&path).unwrap();
+        assert!(registry.lost_head().unwrap().contains(says));
+        assert!(!registry.check().unwrap().is_intact() && head.exists());
+        drop(registry);
+        let registry = Registry::open(&path).unwrap();
+        assert!(registry.lost_head().is_none() && registry.check().unwrap().is_intact());
+    }
 }
 
 /// Every path below a folder, with length and time of change.

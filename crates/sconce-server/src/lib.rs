@@ -127,7 +127,11 @@ impl Server {
                 let opened = tokio::task::spawn_blocking(move || Registry::open(&dir)).await;
                 let opened =
                     opened.map_err(|error| Error::internal("opening panicked").with_source(error))?;
-                Some(Arc::new(opened?))
+                let opened = opened?;
+                if let Some(lost) = opened.lost_head() {
+                    tracing::warn!("{lost}");
+                }
+                Some(Arc::new(opened))
             }
         };
         let grpc = bind("grpc", config.grpc).await?;
