@@ -275,6 +275,7 @@ async fn what_cannot_be_watched_is_refused_with_the_reason() {
     let elsewhere = MonitorClient::connect(&server.grpc().to_string(), Options::default()).await.unwrap();
     let refused = elsewhere.list_monitors(pb::ListMonitorsRequest::default()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);
+    assert!(refused.message().contains("sconce.v1.Monitor is served on the control listener"), "{refused}");
     drop(client);
     let folder = crate::support::Folder::new();
     let bare = Running::start(&folder).await;

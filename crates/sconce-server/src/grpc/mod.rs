@@ -250,6 +250,16 @@ impl Listener {
         }
     }
 
+    /// Refuses a service of the control listener where that is another one. A listener that does not have it would say as much
+    /// without a word.
+    fn control_only_service(&self, path: &str) -> Option<Status> {
+        let service = path.strip_prefix('/')?.split('/').next()?;
+        let Role::Inference { control } = self.role else { return None };
+        let is_elsewhere = service.starts_with("sconce.v1.") && service != "sconce.v1.Feedback";
+        is_elsewhere
+            .then(|| Status::unimplemented(format!("{service} is served on the control listener, {control}")))
+    }
+
     /// One call. It holds its place among all calls until its answer is sent.
     async fn route(mut self, calls: &Arc<Calls>, request: Request<Incoming>) -> Response<Body> {
         let Ok(place) = Arc::clone(&self.door.streams).try_acquire_owned() else {
@@ -268,6 +278,7 @@ impl Listener {
             "/inference.GRPCInferenceService/ModelStreamInfer" => {
                 inference::streaming(self.door, call, request)
             }
+            path if let Some(refused) = self.control_only_service(path) => refused.into_http(),
             _ => match self.routes.call(request).await {
                 Ok(response) => {
                     let draining = self.door.draining.clone();
