@@ -143,12 +143,14 @@ class Registry(Server):
 
 
 def sconce(*words, code=0, **options):
-    """What a command says: on standard output if it succeeds, on standard error if it does not."""
+    """What a command says: on standard output if it succeeds or speaks to machines, else on standard error."""
     options.setdefault("stdin", subprocess.DEVNULL)
     command = [setting("SCONCE_BIN"), *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
     assert done.returncode == code, f"{words}: exit code {done.returncode}:\n{done.stdout}{done.stderr}"
-    return done.stdout if code == 0 else done.stderr or done.stdout
+    if code == 0 or ("--json" in words and done.stdout):
+        return done.stdout
+    return done.stderr or done.stdout
 
 
 if __name__ == "__main__":

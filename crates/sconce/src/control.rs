@@ -1,12 +1,19 @@
-use crate::Failure;
+use crate::{Failure, Outcome};
 use sconce_client::control_proto as pb;
 use sconce_client::{
     Code, FeedbackClient, HealthClient, MonitorClient, Options, RegistryClient, Result, TrafficClient,
 };
-use serde_json::Value;
+use sconce_core::ErrorCode;
+use sconce_registry::RegistryError;
+use serde_json::{Value, json};
+use std::fmt;
+use std::process::ExitCode;
 
 /// Their own heading: they are the same of every command.
 const HEADING: &str = "Server, audit trail and output";
+
+/// The exit code of a refused command line.
+const BAD_USAGE: u8 = 2;
 
 /// How the commands of the registry reach it, and how they say what it said.
 #[derive(Debug, Clone, clap::Args)]
@@ -62,13 +69,31 @@ impl Control {
     /// A listener without a registry says nothing that would help.
     pub(crate) fn explain(&self, error: Failure) -> Failure {
         match error.downcast_ref::<sconce_client::Error>().map(sconce_client::Error::code) {
-            Some(Code::Unimplemented) => format!(
-                "{}: no registry answers there: --admin wants the address of the control listener, `admin` in the server's log",
-                self.admin
-            )
-            .into(),
+            Some(Code::Unimplemented) => {
+                let message = format!(
+                    "{}: no registry answers there: --admin wants the address of the control listener, `admin` in the server's log",
+                    self.admin
+                );
+                Told::new(ErrorCode::Unimplemented.name(), message).into()
+            }
             _ => error,
         }
+    }
+
+    /// What a command ends with. Machines are told a failure on standard output, as one line: some commands print a line for
+    /// each item.
+    pub(crate) fn end(&self, done: Outcome) -> Outcome {
+        done.or_else(|error| {
+            let error = self.explain(error);
+            if self.json {
+                // Who cannot be told here is told by the exit code.
+                let _ = say!("{}", json!({ "error": describe(&error) }));
+            }
+            match error.downcast_ref::<Told>() {
+                Some(told) if told.is_usage => Ok(crate::tell(error, ExitCode::from(BAD_USAGE))),
+                _ => Err(error),
+            }
+        })
     }
 
     /// Prints `document` to machines; says whether it did.
@@ -80,8 +105,83 @@ impl Control {
     }
 }
 
-fn unreachable(error: sconce_client::Error) -> String {
-    format!("{error}\n  is `sconce serve` running there? --admin ADDRESS says where its control listener is")
+/// A failure whose code is known, and told otherwise than by whoever found it out.
+#[derive(Debug)]
+pub(crate) struct Told {
+    code: String,
+    message: String,
+    /// The command line was wrong, not what it asked for.
+    is_usage: bool,
+}
+
+impl Told {
+    pub(crate) fn new(code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { code: code.into(), message: message.into(), is_usage: false }
+    }
+
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self { is_usage: true, ..Self::new(ErrorCode::InvalidArgument.name(), message) }
+    }
+
+    /// `error`, told as `message`.
+    pub(crate) fn of(error: &sconce_client::Error, message: impl Into<String>) -> Self {
+        Self::new(name(error.code()), message)
+    }
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Told {}
+
+fn unreachable(error: sconce_client::Error) -> Told {
+    let hint = "is `sconce serve` running there? --admin ADDRESS says where its control listener is";
+    Told::of(&error, format!("{error}\n  {hint}"))
+}
+
+/// A failure for machines: its code, as gRPC calls it, and its message; of gates that were not passed, each.
+pub(crate) fn describe(error: &Failure) -> Value {
+    let code = if let Some(error) = error.downcast_ref::<sconce_client::Error>() {
+        name(error.code())
+    } else if let Some(error) = error.downcast_ref::<RegistryError>() {
+        error.code().name().to_owned()
+    } else if let Some(told) = error.downcast_ref::<Told>() {
+        told.code.clone()
+    } else {
+        name(Code::Unknown)
+    };
+    let message = error.to_string();
+    let mut described = json!({ "code": code, "message": message });
+    if let Some(gates) = failed_gates(&message) {
+        described["gates"] = gates;
+    }
+    described
+}
+
+/// `FAILED_PRECONDITION`.
+fn name(code: Code) -> String {
+    let mut name = String::new();
+    for letter in format!("{code:?}").chars() {
+        if letter.is_ascii_uppercase() && name.ends_with(|last: char| last.is_ascii_lowercase()) {
+            name.push('_');
+        }
+        name.push(letter);
+    }
+    name.to_ascii_uppercase()
+}
+
+/// The gates in a refusal by gates: `… does not pass 2 gate(s): GATE: WHAT WAS FOUND; GATE: WHAT WAS FOUND`. None in another,
+/// and in one that a text in it makes ambiguous.
+fn failed_gates(message: &str) -> Option<Value> {
+    let (before, failed) = message.split_once(" gate(s): ")?;
+    let count: usize = before.rsplit(' ').next()?.parse().ok()?;
+    let gates = failed.split("; ").map(|failed| failed.split_once(": "));
+    let gates: Vec<_> = gates.collect::<Option<_>>()?;
+    let gate = |(gate, detail): &(&str, &str)| json!({ "gate": gate, "passed": false, "detail": detail });
+    (gates.len() == count).then(|| gates.iter().map(gate).collect())
 }
 
 /// `key=value`, as tags are given.
@@ -149,3 +249,30 @@ pub(crate) async fn versions(
 
 /// Items of one page.
 pub(crate) const PAGE: u32 = 1_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_has_a_code_and_the_gates_that_it_names() {
+        assert_eq!(name(Code::FailedPrecondition), "FAILED_PRECONDITION");
+        assert_eq!(name(Code::NotFound), "NOT_FOUND");
+        assert_eq!(name(Code::Ok), "OK");
+        let message =
+            "model `m` version 2 does not pass 2 gate(s): auc at least 0.9: it has 0.8; smoke[0]: took 3 ms";
+        let described = describe(&Told::new("FAILED_PRECONDITION", message).into());
+        assert_eq!(described["code"], "FAILED_PRECONDITION");
+        assert_eq!(
+            described["gates"],
+            json!([
+                { "gate": "auc at least 0.9", "passed": false, "detail": "it has 0.8" },
+                { "gate": "smoke[0]", "passed": false, "detail": "took 3 ms" },
+            ])
+        );
+        for other in ["no such model", "does not pass 3 gate(s): a: b; c: d", "does not pass 1 gate(s): a"] {
+            assert_eq!(failed_gates(other), None, "{other}");
+        }
+        assert_eq!(describe(&"anything".into()), json!({ "code": "UNKNOWN", "message": "anything" }));
+    }
+}

@@ -1,7 +1,8 @@
-use crate::control::Control;
+use crate::control::{Control, Told};
 use crate::table::plain;
 use crate::{Failure, Outcome, block_on, text};
-use sconce_registry::Registry;
+use sconce_core::ErrorCode;
+use sconce_registry::{Registry, RegistryError};
 use serde_json::json;
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -66,20 +67,25 @@ pub(crate) fn run(args: Args) -> Outcome {
         Command::Restore { file, data } => restore(&control, &file, &data),
         Command::Export { format: Format::Json, data } => export(&control, data.as_deref()),
     };
-    done.map_err(|error| control.explain(error))
+    control.end(done)
 }
 
-/// Opens a registry that is there; opening alone would make one.
+/// Opens a registry that is there, to look at it; opening alone would make one.
 ///
 /// # Errors
 /// There is none; another process has it open; it is in a newer format.
 pub(crate) fn open(dir: &Path) -> Result<Registry, Failure> {
     if !dir.join("FORMAT").is_file() {
-        return Err(
-            format!("{}: no registry here: expected the data folder of a server", dir.display()).into()
-        );
+        let message = format!("{}: no registry here: expected the data folder of a server", dir.display());
+        return Err(Told::new(ErrorCode::NotFound.name(), message).into());
     }
-    Ok(Registry::open(dir)?)
+    Registry::inspect(dir).map_err(|error| match error {
+        RegistryError::InUse(_) => {
+            let message = format!("{error}: leave out --data to ask the server that serves it");
+            Told::new(error.code().name(), message).into()
+        }
+        other => other.into(),
+    })
 }
 
 fn check(control: &Control, data: Option<&Path>) -> Outcome {
@@ -114,7 +120,8 @@ fn check(control: &Control, data: Option<&Path>) -> Outcome {
 
 fn backup(control: &Control, file: &Path, data: Option<&Path>, force: bool) -> Outcome {
     if !force && file.symlink_metadata().is_ok() {
-        return Err(format!("{}: is there already; --force replaces it", file.display()).into());
+        let message = format!("{}: is there already; --force replaces it", file.display());
+        return Err(Told::new(ErrorCode::AlreadyExists.name(), message).into());
     }
     let mut partial = OsString::from(file);
     partial.push(".partial");

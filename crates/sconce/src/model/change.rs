@@ -1,8 +1,10 @@
 use super::{Said, Which, Why};
-use crate::control::Control;
+use crate::control::{Control, Told};
 use crate::{Failure, Outcome, records, text};
 use sconce_client::{RegistryClient, control_proto as pb};
+use sconce_core::ErrorCode;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -34,7 +36,7 @@ pub(super) struct Describe {
     /// What it is
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
-    /// Tags and metrics are added to those there are
+    /// Tags, metrics and monitors are added to those there are
     #[command(flatten)]
     said: Said,
     /// A tag to remove; may be given several times
@@ -46,8 +48,6 @@ pub(super) struct Describe {
 
 /// The most bytes of a file of gates: more than the registry keeps of them.
 const GATES_BYTES: u64 = 1 << 20;
-/// The exit code of a refused command line.
-const BAD_USAGE: u8 = 2;
 
 pub(super) async fn promote(control: &Control, promote: Promote) -> Outcome {
     let client = control.connect().await?;
@@ -86,6 +86,7 @@ pub(super) async fn promote_one(
 fn tell_alias(model: &str, alias: &str, version: u64, previous: u64) -> Result<(), Failure> {
     let before = match previous {
         0 => "new".to_owned(),
+        previous if previous == version => "as it was".to_owned(),
         previous => format!("was {previous}"),
     };
     say!("{model}: {alias} → version {version} ({before})")?;
@@ -150,8 +151,8 @@ pub(super) async fn delete(control: &Control, request: pb::DeleteRequest, yes: b
     };
     if !yes {
         if !std::io::stdin().is_terminal() {
-            eprintln!("sconce: deleting {what}: there is no terminal to ask at, so it needs --yes");
-            return Ok(ExitCode::from(BAD_USAGE));
+            let message = format!("deleting {what}: there is no terminal to ask at, so it needs --yes");
+            return Err(Told::usage(message).into());
         }
         write!(std::io::stderr(), "Delete {what}? Nothing brings it back. [y/N] ")?;
         let mut answer = String::new();
@@ -160,12 +161,31 @@ pub(super) async fn delete(control: &Control, request: pb::DeleteRequest, yes: b
             return Err("nothing deleted".into());
         }
     }
+    let client = control.connect().await?;
+    let cut = aliases_before(&client, &request).await?;
     let model = request.model.clone();
-    let done = control.connect().await?.delete(request).await?;
-    if !control.print_json(|| json!({ "model": model, "versions": done.versions }))? {
+    let done = client.delete(request).await?;
+    let document = || json!({ "model": model, "versions": done.versions, "no_way_back_for": cut });
+    if !control.print_json(document)? {
         say!("deleted {what}; `sconce model gc` frees the space of its files")?;
+        cut.iter().try_for_each(|alias| say!("  alias {alias} cannot go back to it any more"))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Aliases that pointed at a version before.
+async fn aliases_before(
+    client: &RegistryClient,
+    request: &pb::DeleteRequest,
+) -> Result<Vec<String>, Failure> {
+    if request.version.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (model, version) = (request.model.clone(), request.version.clone());
+    let number = client.get_version(pb::GetVersionRequest { model: model.clone(), version }).await?.version;
+    let aliases = client.get_model(pb::GetModelRequest { model }).await?.aliases;
+    let before = aliases.into_iter().filter(|(_, alias)| alias.previous.contains(&number));
+    Ok(before.map(|(name, _)| name).collect())
 }
 
 pub(super) async fn collect_garbage(control: &Control, dry_run: bool) -> Outcome {
@@ -215,23 +235,26 @@ fn read_gates(path: &Path) -> Result<pb::Gates, Failure> {
 pub(super) async fn describe(control: &Control, describe: Describe) -> Outcome {
     let Describe { model, version, description, said, untags, why } = describe;
     let set_tags = !said.tags.is_empty() || !untags.is_empty();
-    if description.is_none() && !set_tags && said.metrics.is_empty() {
-        eprintln!("sconce: nothing to set: give --description, --tag, --untag or --metric");
-        return Ok(ExitCode::from(BAD_USAGE));
+    if description.is_none() && !set_tags && said.metrics.is_empty() && said.monitors.is_empty() {
+        let message = "nothing to set: give --description, --tag, --untag, --metric or --monitor";
+        return Err(Told::usage(message).into());
+    }
+    if version.is_none() && !(said.metrics.is_empty() && said.monitors.is_empty()) {
+        let message = "metrics and monitors are a version's: give VERSION beside --metric and --monitor";
+        return Err(Told::usage(message).into());
     }
     let client = control.connect().await?;
-    let merge = |mut tags: std::collections::BTreeMap<String, String>| {
-        untags.iter().for_each(|key| drop(tags.remove(key)));
+    let merge = |mut tags: BTreeMap<String, String>| {
+        if let Some(key) = untags.iter().find(|key| tags.remove(*key).is_none()) {
+            let message = format!("--untag {key}: there is no such tag, nothing was changed");
+            return Err(Told::new(ErrorCode::NotFound.name(), message));
+        }
         tags.extend(said.tags.iter().cloned());
-        tags
+        Ok(tags)
     };
     let Some(version) = version else {
-        if !said.metrics.is_empty() {
-            eprintln!("sconce: metrics are a version's: give VERSION beside --metric");
-            return Ok(ExitCode::from(BAD_USAGE));
-        }
         let tags = match set_tags {
-            true => merge(client.get_model(pb::GetModelRequest { model: model.clone() }).await?.tags),
+            true => merge(client.get_model(pb::GetModelRequest { model: model.clone() }).await?.tags)?,
             false => Default::default(),
         };
         let request =
@@ -249,11 +272,15 @@ pub(super) async fn describe(control: &Control, describe: Describe) -> Outcome {
         // The number: an alias could move in between.
         version: present.version.to_string(),
         description,
-        tags: if set_tags { merge(present.tags) } else { Default::default() },
+        tags: if set_tags { merge(present.tags)? } else { Default::default() },
         set_tags,
-        metrics: said.metrics.into_iter().collect(),
+        metrics: said.metrics.iter().cloned().collect(),
+        // Those that are sent replace those there are; none leaves them.
+        monitors: match said.monitors.is_empty() {
+            true => Default::default(),
+            false => present.monitors.into_iter().chain(said.monitors.iter().cloned()).collect(),
+        },
         reason: why.reason,
-        ..Default::default()
     };
     let version = client.update_version(request).await?;
     if !control.print_json(|| records::version(&version))? {

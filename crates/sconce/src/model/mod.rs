@@ -144,12 +144,15 @@ struct Said {
     /// A metric of evaluation, such as accuracy=0.95; may be given several times
     #[arg(long = "metric", value_name = "NAME=NUMBER", value_parser = metric)]
     metrics: Vec<(String, f64)>,
+    /// A monitor and what it refers to, such as drift=reference-2; may be given several times
+    #[arg(long = "monitor", value_name = "NAME=REFERENCE", value_parser = pair)]
+    monitors: Vec<(String, String)>,
 }
 
 pub(crate) fn run(args: Args) -> Outcome {
     let Args { control, command } = args;
-    let done = block_on(async { dispatch(&control, command).await })?;
-    done.map_err(|error| control.explain(error))
+    let done = block_on(dispatch(&control, command)).unwrap_or_else(|e| Err(e.into()));
+    control.end(done)
 }
 
 async fn dispatch(control: &Control, command: Command) -> Outcome {

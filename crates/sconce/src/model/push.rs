@@ -1,10 +1,11 @@
 use super::{Said, absolute, change};
-use crate::control::Control;
+use crate::control::{self, Control, Told};
 use crate::progress::{Bar, clear_line};
 use crate::validate::is_package;
 use crate::{Failure, Outcome, records, text};
 use sconce_client::{Progress, RegistryClient, control_proto as pb};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -48,7 +49,41 @@ pub(crate) struct Push {
     on_server: bool,
 }
 
+/// What was done, also where not all was.
+#[derive(Default)]
+struct Done {
+    versions: Vec<pb::Version>,
+    /// The same for machines, each with the version that has the same files.
+    documents: Vec<Value>,
+    promoted: Vec<Value>,
+}
+
+/// A version to upload.
+struct Upload {
+    model: String,
+    folder: PathBuf,
+    /// The folder, as it was given.
+    source: String,
+}
+
 pub(super) async fn run(control: &Control, push: Push) -> Outcome {
+    let mut done = Done::default();
+    let failed = push_all(control, push, &mut done).await.err();
+    let Done { documents, promoted, .. } = done;
+    let Some(error) = failed else {
+        control.print_json(|| json!({ "versions": documents, "promoted": promoted }))?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    if documents.is_empty() || !control.json {
+        return Err(error);
+    }
+    // One document says both: what is registered stays so.
+    let described = control::describe(&error);
+    control.print_json(|| json!({ "versions": documents, "promoted": promoted, "error": described }))?;
+    Ok(crate::tell(error, ExitCode::FAILURE))
+}
+
+async fn push_all(control: &Control, push: Push, done: &mut Done) -> Result<(), Failure> {
     let (model, source) = match push.what.as_slice() {
         [source] => (None, source.as_str()),
         [model, source] => (Some(model.as_str()), source.as_str()),
@@ -63,35 +98,35 @@ pub(super) async fn run(control: &Control, push: Push) -> Outcome {
         );
     }
     let client = control.connect().await?;
-    let mut versions = Vec::new();
     if on_server {
         header.model = model.unwrap_or_default().to_owned();
-        versions = fetch(&client, header, source).await?;
+        for version in fetch(&client, header, source).await? {
+            registered(control, &client, version, done).await?;
+        }
     } else {
-        for (model, folder) in uploads {
-            let header = pb::NewVersion { model, ..header.clone() };
+        for Upload { model: name, folder, source } in uploads {
+            let mut header = pb::NewVersion { model: name, ..header.clone() };
+            header.lineage.get_or_insert_default().source.clone_from(&source);
             let mut bar = Bar::default();
-            let name = header.model.clone();
             let uploaded = client.register_folder(header, &folder, move |progress| bar.show(progress)).await;
             clear_line();
             let version = uploaded.map_err(|error| -> Failure {
-                // What was registered before stays.
-                let done: Vec<_> = versions.iter().map(named).collect();
-                if done.is_empty() {
-                    error.into()
-                } else {
-                    format!("{name}: {error} (registered before: {})", done.join(", ")).into()
+                if model.is_some() {
+                    return error.into();
                 }
+                // What was registered before stays.
+                let before: Vec<_> = done.versions.iter().map(named).collect();
+                let before = match before.as_slice() {
+                    [] => String::new(),
+                    before => format!(" (registered before: {})", before.join(", ")),
+                };
+                Told::of(&error, format!("{source}: {error}{before}")).into()
             })?;
-            tell(control, &version)?;
-            versions.push(version);
+            registered(control, &client, version, done).await?;
         }
     }
-    if on_server {
-        versions.iter().try_for_each(|version| tell(control, version))?;
-    }
-    let mut promoted = Vec::new();
     if let Some(alias) = &push.promote {
+        let versions = &done.versions;
         // Of several versions of one model the last.
         let last = versions
             .iter()
@@ -105,14 +140,43 @@ pub(super) async fn run(control: &Control, push: Push) -> Outcome {
                 reason: push.reason.clone(),
                 ..Default::default()
             };
-            promoted.push(change::promote_one(control, &client, request).await?);
+            done.promoted.push(change::promote_one(control, &client, request).await?);
         }
     }
-    control.print_json(|| {
-        let versions: Vec<Value> = versions.iter().map(records::version).collect();
-        json!({ "versions": versions, "promoted": promoted })
-    })?;
-    Ok(ExitCode::SUCCESS)
+    Ok(())
+}
+
+/// Tells people of a version that was registered, and keeps it for machines.
+async fn registered(
+    control: &Control,
+    client: &RegistryClient,
+    version: pb::Version,
+    done: &mut Done,
+) -> Result<(), Failure> {
+    // It is registered, whether this can be found out or not.
+    let same = same_content(client, &version).await.unwrap_or(None);
+    if !control.json {
+        let size = version.files.iter().map(|file| file.bytes).sum();
+        let files = text::count(version.files.len() as u64, "file");
+        let same = same.map_or(String::new(), |same| format!(" (the same content as version {same})"));
+        say!("✓ {}: {files}, {}{same}", named(&version), text::bytes(size))?;
+    }
+    let mut document = records::version(&version);
+    document["same_content_as"] = json!(same);
+    done.documents.push(document);
+    done.versions.push(version);
+    Ok(())
+}
+
+/// The latest version of the same model before `version` that has the same files.
+async fn same_content(client: &RegistryClient, version: &pb::Version) -> Result<Option<u64>, Failure> {
+    let files = |version: &pb::Version| -> BTreeSet<(String, String)> {
+        version.files.iter().map(|file| (file.path.clone(), file.digest.clone())).collect()
+    };
+    let wanted = files(version);
+    let versions = control::versions(client, &version.model, &[]).await?;
+    let same = |other: &&pb::Version| other.version < version.version && files(other) == wanted;
+    Ok(versions.iter().rev().find(same).map(|other| other.version))
 }
 
 impl Push {
@@ -132,18 +196,20 @@ impl Push {
                 trained_at: text(&self.trained_at),
                 source: String::new(),
             }),
-            monitors: std::collections::BTreeMap::new(),
+            monitors: self.said.monitors.iter().cloned().collect(),
             reason: self.reason.clone(),
         }
     }
 }
 
-/// Model names and folders, in the order in which they become versions.
-fn to_upload(model: Option<&str>, source: &str) -> Result<Vec<(String, PathBuf)>, Failure> {
+/// What is to be uploaded, in the order in which it becomes versions.
+fn to_upload(model: Option<&str>, source: &str) -> Result<Vec<Upload>, Failure> {
     let folder = absolute(source)?;
     let is_package = is_package(&folder)?;
     match model {
-        Some(model) if is_package => Ok(vec![(model.to_owned(), folder)]),
+        Some(model) if is_package => {
+            Ok(vec![Upload { model: model.to_owned(), folder, source: source.to_owned() }])
+        }
         Some(_) => Err(format!(
             "{source}: no model's files here: expected model.toml, config.json or *.safetensors in it. \
              For a folder of NAME/VERSION/ folders give no MODEL"
@@ -161,7 +227,13 @@ fn to_upload(model: Option<&str>, source: &str) -> Result<Vec<(String, PathBuf)>
             if discovery.found.is_empty() {
                 return Err(format!("{source}: no model here: expected NAME/VERSION/ folders").into());
             }
-            Ok(discovery.found.into_iter().map(|found| (found.name.to_string(), found.dir)).collect())
+            let source = source.trim_end_matches('/');
+            let uploads = discovery.found.into_iter().map(|found| Upload {
+                source: format!("{source}/{}/{}", found.name, found.version),
+                model: found.name.to_string(),
+                folder: found.dir,
+            });
+            Ok(uploads.collect())
         }
     }
 }
@@ -191,15 +263,6 @@ async fn fetch(
             None => return Ok(versions),
         }
     }
-}
-
-fn tell(control: &Control, version: &pb::Version) -> Result<(), Failure> {
-    if control.json {
-        return Ok(());
-    }
-    let size = version.files.iter().map(|file| file.bytes).sum();
-    say!("✓ {}: {}, {}", named(version), text::count(version.files.len() as u64, "file"), text::bytes(size))?;
-    Ok(())
 }
 
 fn named(version: &pb::Version) -> String {

@@ -32,7 +32,11 @@ pub(super) async fn list(control: &Control, list: List) -> Outcome {
             let models = control::models(&client, &list.name_contains, &tags).await?;
             let document = || json!({ "models": models.iter().map(records::model).collect::<Vec<_>>() });
             if !control.print_json(document)? {
-                print_models(&models)?;
+                if models.is_empty() && !(list.name_contains.is_empty() && tags.is_empty()) {
+                    say!("no model has that name and those tags")?;
+                } else {
+                    print_models(&models)?;
+                }
             }
         }
         Some(model) => {
@@ -118,9 +122,25 @@ pub(super) async fn show(control: &Control, model: String, version: Option<Strin
         let before = if before.is_empty() { String::new() } else { format!(" (before: {before})") };
         field("alias", format!("{name} → version {}{before}", alias.version))?;
     }
+    field("gates", gates(record.gates.unwrap_or_default()))?;
     say!("")?;
     print_versions(&versions)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a version must meet, in short; `sconce model gates` has it all.
+fn gates(gates: pb::Gates) -> String {
+    let bound = |words: &'static str| move |(name, bound): (String, f64)| format!("{name} {words} {bound}");
+    let not_worse = |(name, rule): (String, pb::NotWorse)| {
+        let better = if rule.lower_is_better { " (lower is better)" } else { "" };
+        format!("{name} not worse by more than {}{better}", rule.by_at_most)
+    };
+    let samples = gates.smoke.len() as u64;
+    let smoke = (samples > 0).then(|| format!("{} answered", text::count(samples, "smoke sample")));
+    let all = gates.min_metrics.into_iter().map(bound("at least"));
+    let all = all.chain(gates.max_metrics.into_iter().map(bound("at most")));
+    let all = all.chain(gates.not_worse.into_iter().map(not_worse)).chain(smoke);
+    all.chain(gates.any_signature.then(|| "any signature".to_owned())).collect::<Vec<_>>().join(", ")
 }
 
 /// A line of what is known of something; none where nothing is known.
@@ -255,6 +275,25 @@ fn differences(a: &pb::Version, b: &pb::Version) -> Vec<Difference> {
     for key in keys(&a.tags, &b.tags) {
         compare(format!("tag {key}"), json!(a.tags.get(&key)), json!(b.tags.get(&key)));
     }
+    for name in keys(&a.monitors, &b.monitors) {
+        compare(format!("monitor {name}"), json!(a.monitors.get(&name)), json!(b.monitors.get(&name)));
+    }
+    let lineage = |version: &pb::Version| version.lineage.clone().unwrap_or_default();
+    let (from, to) = (lineage(a), lineage(b));
+    let parent = |lineage: &pb::Lineage| match lineage.parent {
+        0 => Value::Null,
+        parent => format!("version {parent}").into(),
+    };
+    compare("made from".into(), parent(&from), parent(&to));
+    for (what, a, b) in [
+        ("training data", &from.training_data, &to.training_data),
+        ("trained by", &from.trained_by, &to.trained_by),
+        ("trained at", &from.trained_at, &to.trained_at),
+        ("source", &from.source, &to.source),
+    ] {
+        compare(what.into(), text(a), text(b));
+    }
+    compare("aliases".into(), text(&a.aliases.join(", ")), text(&b.aliases.join(", ")));
     compare("label".into(), text(&a.label), text(&b.label));
     compare("description".into(), text(&a.description), text(&b.description));
     compare("state".into(), records::state(a).into(), records::state(b).into());
@@ -330,10 +369,19 @@ mod tests {
         };
         assert!(differences(&a, &pb::Version { version: 2, ..a.clone() }).is_empty());
         let mut b = a.clone();
+        b.aliases = vec!["champion".into()];
+        b.lineage = Some(pb::Lineage { parent: 1, training_data: "march".into(), ..Default::default() });
         b.metrics = [("auc".to_owned(), 0.95), ("same".to_owned(), 1.0), ("new".to_owned(), 2.0)].into();
         b.files = vec![pb::File { path: "w".into(), digest: "cd".into(), bytes: 10 }];
         let found: Vec<_> = differences(&a, &b).into_iter().map(|row| (row.what, row.change)).collect();
-        let expected = [("metric auc", Some(0.05)), ("metric new", None), ("file w", None)];
+        let expected = [
+            ("metric auc", Some(0.05)),
+            ("metric new", None),
+            ("file w", None),
+            ("made from", None),
+            ("training data", None),
+            ("aliases", None),
+        ];
         assert_eq!(found, expected.map(|(what, change)| (what.to_owned(), change)));
     }
 }
