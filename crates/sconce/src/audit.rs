@@ -3,7 +3,8 @@ use crate::registry::open;
 use crate::table::plain;
 use crate::{Failure, Outcome, block_on, records, table, text};
 use sconce_client::control_proto as pb;
-use serde_json::json;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -36,10 +37,12 @@ enum Command {
 pub(crate) fn run(args: Args) -> Outcome {
     let Args { control, command } = args;
     let done = match command {
-        Command::List { model, after } => block_on(list(&control, model.unwrap_or_default(), after))?,
+        Command::List { model, after } => {
+            block_on(list(&control, model.unwrap_or_default(), after)).unwrap_or_else(|e| Err(e.into()))
+        }
         Command::Verify { data } => verify(&control, data),
     };
-    done.map_err(|error| control.explain(error))
+    control.end(done)
 }
 
 async fn list(control: &Control, model: String, after: u64) -> Outcome {
@@ -72,7 +75,7 @@ fn row(entry: &pb::AuditEntry) -> Vec<String> {
     ]
 }
 
-/// What was done to what: `set_alias champion → 2 (forced)`.
+/// What was done to what: `set_alias champion → 2 (was 1) (forced)`, `set_wanted version 2: kept loaded (was auto)`.
 fn change(entry: &pb::AuditEntry) -> String {
     let mut text = entry.action.clone();
     match (entry.alias.as_str(), entry.version) {
@@ -84,7 +87,56 @@ fn change(entry: &pb::AuditEntry) -> String {
     if !entry.document.is_empty() {
         text += &format!(" {}", entry.document);
     }
+    let value = |text: &str| serde_json::from_str(text).unwrap_or(Value::Null);
+    text += &difference(&entry.action, &value(&entry.before_json), &value(&entry.after_json));
     if entry.forced { text + " (forced)" } else { text }
+}
+
+/// What an entry says of how it was before, and how it is now.
+fn difference(action: &str, before: &Value, after: &Value) -> String {
+    match (action, before, after) {
+        ("set_alias" | "rollback" | "remove_alias", Value::Number(before), _) => format!(" (was {before})"),
+        ("set_alias", Value::Null, _) => " (new)".to_owned(),
+        ("set_wanted", Value::String(before), Value::String(after)) => {
+            format!(": {} (was {})", kept(after), kept(before))
+        }
+        ("update_model" | "update_version", Value::Object(before), Value::Object(after)) => {
+            let fields = after.iter().filter_map(|(field, after)| {
+                let before = before.get(field).unwrap_or(&Value::Null);
+                match (before, after) {
+                    (before, after) if before == after => None,
+                    (Value::Object(before), Value::Object(after)) if field != "gates" => {
+                        Some(format!("{field} {}", entries(before, after)))
+                    }
+                    _ => Some(field.clone()),
+                }
+            });
+            let fields = fields.collect::<Vec<_>>().join(", ");
+            if fields.is_empty() { ": nothing new".to_owned() } else { format!(": {fields}") }
+        }
+        _ => String::new(),
+    }
+}
+
+fn kept(wanted: &str) -> &str {
+    match wanted {
+        "loaded" => "kept loaded",
+        "unloaded" => "kept unloaded",
+        other => other,
+    }
+}
+
+/// `auc=0.93 (was 0.91) -team` of tags, metrics and the like.
+fn entries(before: &Map<String, Value>, after: &Map<String, Value>) -> String {
+    let show = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let changed = keys.into_iter().filter_map(|key| match (before.get(key), after.get(key)) {
+        (before, after) if before == after => None,
+        (Some(before), Some(after)) => Some(format!("{key}={} (was {})", show(after), show(before))),
+        (None, Some(after)) => Some(format!("{key}={}", show(after))),
+        (_, None) => Some(format!("-{key}")),
+    });
+    changed.collect::<Vec<_>>().join(" ")
 }
 
 /// Prints entries as they come. That the server ends them is a failure: who watches wants to know.
@@ -118,8 +170,34 @@ fn verify(control: &Control, data: Option<PathBuf>) -> Outcome {
     let document = || json!({ "intact": is_intact, "entries": entries, "head": head, "problems": problems });
     if !control.print_json(document)? {
         problems.iter().try_for_each(|problem| say!("✗ {}", plain(problem)))?;
-        let mark = if is_intact { "✓ the chain holds" } else { "✗ the chain is broken" };
+        let mark = if is_intact { "✓ the chain holds" } else { "✗ the trail is not what it was" };
         say!("{mark}: {entries} audit entries in order, the last with hash {head}")?;
     }
     Ok(if is_intact { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_says_what_changed() {
+        let said = |action: &str, before: Value, after: Value| difference(action, &before, &after);
+        assert_eq!(said("set_wanted", json!("auto"), json!("loaded")), ": kept loaded (was auto)");
+        assert_eq!(said("set_alias", json!(1), json!(2)), " (was 1)");
+        assert_eq!(said("set_alias", Value::Null, json!(2)), " (new)");
+        assert_eq!(said("remove_alias", json!(2), Value::Null), " (was 2)");
+        let before =
+            json!({ "description": "a", "tags": { "team": "x", "kind": "mlp" }, "metrics": { "auc": 0.91 } });
+        let after =
+            json!({ "description": "b", "tags": { "kind": "mlp", "new": "y" }, "metrics": { "auc": 0.93 } });
+        let expected = ": description, metrics auc=0.93 (was 0.91), tags new=y -team";
+        assert_eq!(said("update_version", before.clone(), after), expected);
+        assert_eq!(said("update_version", before.clone(), before), ": nothing new");
+        assert_eq!(
+            said("update_model", json!({ "gates": {} }), json!({ "gates": { "smoke": [] } })),
+            ": gates"
+        );
+        assert_eq!(said("register", Value::Null, json!({ "files": 2 })), "");
+    }
 }

@@ -54,10 +54,22 @@ def test_a_version_is_pushed_listed_shown_and_compared(two_versions):
     differences = {d["what"]: d for d in two_versions.json("model", "diff", MODEL, "champion", "2")["differences"]}
     assert differences["metric accuracy"]["change"] == pytest.approx(-0.0059)
     assert "file model.safetensors" in differences and "input features" not in differences
+    assert versions[1]["lineage"]["source"] == str(PACKAGES / "2")
+    assert differences["made from"]["b"] == "version 1" and differences["aliases"]["a"] == "champion"
     # People get tables of the same.
     table = two_versions.run("model", "list", MODEL)
     assert "champion" in table and "1.0.0" in table and len(table.splitlines()) == 3
     assert "champion → 1" in two_versions.run("model", "list")
+    assert "no model has that name" in two_versions.run("model", "list", "--name-contains", "other")
+
+    again = two_versions.run("model", "push", MODEL, PACKAGES / "1", "--monitor", "drift=march")
+    assert "(the same content as version 1)" in again
+    described = two_versions.json("model", "describe", MODEL, "3", "--monitor", "outliers=april", "--tag", "a=b")
+    assert described["monitors"] == {"drift": "march", "outliers": "april"}
+    two_versions.run("model", "load", MODEL, "3")
+    said = two_versions.run("audit", "list", MODEL)
+    assert "update_version version 3: monitors outliers=april, tags a=b" in said
+    assert "set_wanted version 3: kept loaded (was auto)" in said and "set_alias champion → 1 (new)" in said
 
 
 def test_a_folder_of_models_is_pushed_by_the_client_and_by_the_server(registry):
@@ -144,10 +156,21 @@ def test_a_gate_refuses_until_it_is_forced(two_versions, tmp_path):
     assert json.loads(two_versions.run("model", "gates", MODEL))["min_metrics"] == {"accuracy": 0.955}
     refusal = two_versions.run("model", "promote", MODEL, "2", code=1)
     assert "0.9532" in refusal and "0.955" in refusal
+    # Machines are told where they read, and each gate by itself.
+    failed = {"gate": "accuracy at least 0.955", "passed": False, "detail": "it has 0.9532"}
+    refused = two_versions.json("model", "promote", MODEL, "2", code=1)["error"]
+    assert refused["code"] == "FAILED_PRECONDITION" and refused["gates"] == [failed]
+    pushed = two_versions.json("model", "push", MODEL, PACKAGES / "2", "--promote", "champion", code=1)
+    assert pushed["error"]["gates"] == [failed] and pushed["promoted"] == []
+    assert [(v["version"], v["same_content_as"]) for v in pushed["versions"]] == [(3, 2)]
     assert ask(two_versions) == "1"
     two_versions.run("model", "promote", MODEL, "2", "--force", code=2)
     promoted = two_versions.json("model", "promote", MODEL, "2", "--force", "--reason", "on purpose")
     assert promoted["version"] == 2 and [g["passed"] for g in promoted["gates"]].count(False) == 1
+    assert "gates: accuracy at least 0.955" in two_versions.run("model", "show", MODEL)
+    assert "champion → version 2 (as it was)" in two_versions.run(
+        "model", "promote", MODEL, "2", "--force", "--reason", "again"
+    )
     last = json.loads(two_versions.run("audit", "list", MODEL, "--json").splitlines()[-1])
     assert (last["forced"], last["reason"], last["actor"]) == (True, "on purpose", "tester")
     gates.write_text('{"min_metric": {}}')
@@ -169,7 +192,9 @@ def test_what_is_in_use_is_not_deleted(two_versions):
     assert "champion" in two_versions.run("model", "rm", MODEL, "1", "--yes", code=1)
     assert "--yes" in two_versions.run("model", "rm", MODEL, "2", code=2)
     assert len(two_versions.json("model", "list", MODEL)["versions"]) == 2
-    two_versions.run("model", "rm", MODEL, "2", "--yes")
+    two_versions.run("model", "promote", MODEL, "2")
+    two_versions.run("model", "promote", MODEL, "1")
+    assert "alias champion cannot go back to it any more" in two_versions.run("model", "rm", MODEL, "2", "--yes")
     assert [v["version"] for v in two_versions.json("model", "list", MODEL)["versions"]] == [1]
     would = two_versions.json("model", "gc", "--dry-run")
     assert would["files"] == 2 and two_versions.json("model", "gc") == {**would, "dry_run": False}
@@ -184,11 +209,14 @@ def test_a_registry_is_verified_backed_up_and_restored(two_versions, tmp_path):
     two_versions.run("registry", "backup", backup)
     assert "--force" in two_versions.run("registry", "backup", backup, code=1)
     assert not (tmp_path / "backup.tar.partial").exists()
-    assert "another process" in sconce("registry", "check", "--data", two_versions.data, code=1)
+    assert "leave out --data" in sconce("registry", "check", "--data", two_versions.data, code=1)
 
     served = two_versions.run("registry", "export")
     assert two_versions.run("registry", "export", "json") == served
 
+    half = tmp_path / "half.tar"
+    half.write_bytes(backup.read_bytes()[:-5000])
+    assert "no complete backup" in sconce("registry", "restore", half, "--data", restored, code=1)
     sconce("registry", "restore", backup, "--data", restored)
     sconce("registry", "restore", backup, "--data", restored, code=1)
     assert json.loads(sconce("audit", "verify", "--data", restored, "--json")) == verified
@@ -203,6 +231,20 @@ def test_a_registry_is_verified_backed_up_and_restored(two_versions, tmp_path):
     blob.write_bytes(content)
     checked = json.loads(sconce("registry", "check", "--data", restored, "--json", code=1))
     assert len(checked["problems"]) == 1, checked
+    assert checked["problems"][0].startswith(f"model `{MODEL}` version ") and "repairs it" in checked["problems"][0]
+    assert f"model `{MODEL}` version " in sconce("registry", "backup", tmp_path / "no.tar", "--data", restored, code=1)
+    # Who removes the second word on how far the trail goes is found out, as often as somebody looks.
+    head = (restored / "HEAD").read_bytes()
+    (restored / "HEAD").unlink()
+    for _ in range(2):
+        told = json.loads(sconce("audit", "verify", "--data", restored, "--json", code=1))
+        assert (told["entries"], told["head"]) == (3, verified["head"]) and "HEAD: it is missing" in told["problems"][0]
+    assert not (restored / "HEAD").exists()
+    (restored / "HEAD").write_bytes(head)
+    pages = restored / "catalogue" / "db"
+    pages.write_bytes(bytes(byte ^ 0x55 for byte in pages.read_bytes()))
+    damaged = sconce("audit", "verify", "--data", restored, code=1)
+    assert "damaged" in damaged and "backup" in damaged and "backtrace" not in damaged, damaged
     assert "no registry" in sconce("registry", "check", "--data", tmp_path / "missing", code=1)
     assert not (tmp_path / "missing").exists()
 
@@ -232,6 +274,13 @@ def test_bad_requests_say_what_is_wrong(two_versions, tmp_path):
         assert said in two_versions.run("model", *words, code=1), words
     two_versions.run("model", "push", MODEL, PACKAGES / "1", "--metric", "a=high", code=2)
     assert len(two_versions.json("model", "list", MODEL)["versions"]) == 2
+    assert two_versions.json("model", "show", "nothing", code=1)["error"]["code"] == "NOT_FOUND"
+    assert two_versions.json("model", "describe", MODEL, code=2)["error"]["code"] == "INVALID_ARGUMENT"
+    assert two_versions.json("model", "describe", MODEL, "--untag", "x", code=1)["error"]["code"] == "NOT_FOUND"
+    assert two_versions.json("registry", "backup", PACKAGES, code=1)["error"]["code"] == "ALREADY_EXISTS"
+    tree = tmp_path / "tree"
+    shutil.copytree(tmp_path / "broken", tree / "broken" / "1")
+    assert f"{tree}/broken/1: it cannot be served" in two_versions.run("model", "push", tree, code=1)
     assert "--admin" in sconce("model", "list", "--admin", two_versions.grpc, code=1)
     two_versions.terminate()
     two_versions.assert_clean_exit()
