@@ -203,7 +203,9 @@ impl Registry {
 
     fn read_backup(&self, from: impl Read) -> Result<()> {
         let mut archive = tar::Archive::new(from);
-        let not_tar = |error: io::Error| bad(&format!("no tar, or not all of one ({error})"));
+        // What comes after a colon is of the file itself, which may be anything.
+        let cause = |error: &io::Error| error.to_string().split(':').next().unwrap_or_default().to_owned();
+        let not_tar = |error: io::Error| bad(&format!("no tar, or not all of one ({})", cause(&error)));
         // Raw: nothing is interpreted beyond a header, so names and sizes are what they are.
         let mut entries = archive.entries().map_err(not_tar)?.raw(true);
         for name in ["FORMAT", "records", "audit"] {

@@ -8,7 +8,7 @@ use crate::{
     By, ModelRecord, ModelUpdate, Outcome, Registry, RegistryError, Result, VersionRecord, VersionState,
     VersionUpdate, Wanted, limits,
 };
-use sconce_core::{ModelName, ModelVersion};
+use sconce_core::{ModelName, ModelVersion, abbreviate};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -62,7 +62,7 @@ impl Registry {
     /// Says something else of a version: all of it or nothing.
     ///
     /// # Errors
-    /// `NotFound`; `InvalidArgument` when something is out of bounds; and as [`Registry::register`].
+    /// `NotFound`, also for a metric that is to be removed; `InvalidArgument` when something is out of bounds; and as [`Registry::register`].
     pub fn update_version(
         &self,
         model: &ModelName,
@@ -72,11 +72,16 @@ impl Registry {
     ) -> Result<VersionRecord> {
         let edit = |record: &mut VersionRecord| {
             let (mut before, mut after) = (Map::new(), Map::new());
-            let metrics = (!say.metrics.is_empty()).then(|| {
-                let mut all = record.metrics.clone();
-                all.extend(say.metrics);
-                all
-            });
+            let mut metrics = record.metrics.clone();
+            for name in &say.remove_metrics {
+                metrics.remove(name).ok_or_else(|| {
+                    let name = abbreviate(name);
+                    RegistryError::NotFound(format!("model `{model}` version {version}: no metric {name:?}"))
+                })?;
+            }
+            let changes_metrics = !(say.metrics.is_empty() && say.remove_metrics.is_empty());
+            metrics.extend(say.metrics);
+            let metrics = changes_metrics.then_some(metrics);
             set(&mut record.description, say.description, "description", &mut before, &mut after);
             set(&mut record.tags, say.tags, "tags", &mut before, &mut after);
             set(&mut record.metrics, metrics, "metrics", &mut before, &mut after);

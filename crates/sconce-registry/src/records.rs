@@ -252,6 +252,8 @@ pub struct VersionUpdate {
     pub tags: Option<BTreeMap<String, String>>,
     /// Added to the metrics there are; those of the same name are replaced.
     pub metrics: BTreeMap<String, f64>,
+    /// Metrics taken away before that; each must be there.
+    pub remove_metrics: Vec<String>,
     /// All monitors from now on: name and what each refers to.
     pub monitors: Option<BTreeMap<String, String>>,
 }

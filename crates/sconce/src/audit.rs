@@ -170,7 +170,7 @@ fn verify(control: &Control, data: Option<PathBuf>) -> Outcome {
     let document = || json!({ "intact": is_intact, "entries": entries, "head": head, "problems": problems });
     if !control.print_json(document)? {
         problems.iter().try_for_each(|problem| say!("✗ {}", plain(problem)))?;
-        let mark = if is_intact { "✓ the chain holds" } else { "✗ the trail is not what it was" };
+        let mark = if is_intact { "✓ the chain holds" } else { "✗ not to be relied on" };
         say!("{mark}: {entries} audit entries in order, the last with hash {head}")?;
     }
     Ok(if is_intact { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -66,6 +66,9 @@ def test_a_version_is_pushed_listed_shown_and_compared(two_versions):
     assert "(the same content as version 1)" in again
     described = two_versions.json("model", "describe", MODEL, "3", "--monitor", "outliers=april", "--tag", "a=b")
     assert described["monitors"] == {"drift": "march", "outliers": "april"}
+    described = two_versions.json("model", "describe", MODEL, "2", "--unmetric", "auc", "--metric", "loss=0.1")
+    assert described["metrics"] == {"accuracy": 0.9532, "roc_auc": 0.9946, "loss": 0.1}
+    assert "no metric" in two_versions.run("model", "describe", MODEL, "2", "--unmetric", "auc", code=1)
     two_versions.run("model", "load", MODEL, "3")
     said = two_versions.run("audit", "list", MODEL)
     assert "update_version version 3: monitors outliers=april, tags a=b" in said
@@ -217,6 +220,8 @@ def test_a_registry_is_verified_backed_up_and_restored(two_versions, tmp_path):
     half = tmp_path / "half.tar"
     half.write_bytes(backup.read_bytes()[:-5000])
     assert "no complete backup" in sconce("registry", "restore", half, "--data", restored, code=1)
+    half.write_bytes(b"\x1b[2J no tar" * 200)
+    assert "\x1b" not in sconce("registry", "restore", half, "--data", restored, code=1)
     sconce("registry", "restore", backup, "--data", restored)
     sconce("registry", "restore", backup, "--data", restored, code=1)
     assert json.loads(sconce("audit", "verify", "--data", restored, "--json")) == verified

@@ -42,6 +42,9 @@ pub(super) struct Describe {
     /// A tag to remove; may be given several times
     #[arg(long = "untag", value_name = "KEY")]
     untags: Vec<String>,
+    /// A metric to remove; may be given several times
+    #[arg(long = "unmetric", value_name = "NAME")]
+    unmetrics: Vec<String>,
     #[command(flatten)]
     why: Why,
 }
@@ -233,14 +236,16 @@ fn read_gates(path: &Path) -> Result<pb::Gates, Failure> {
 }
 
 pub(super) async fn describe(control: &Control, describe: Describe) -> Outcome {
-    let Describe { model, version, description, said, untags, why } = describe;
+    let Describe { model, version, description, said, untags, unmetrics, why } = describe;
     let set_tags = !said.tags.is_empty() || !untags.is_empty();
-    if description.is_none() && !set_tags && said.metrics.is_empty() && said.monitors.is_empty() {
-        let message = "nothing to set: give --description, --tag, --untag, --metric or --monitor";
+    let of_version = !(said.metrics.is_empty() && unmetrics.is_empty() && said.monitors.is_empty());
+    if description.is_none() && !set_tags && !of_version {
+        let message = "nothing to set: give --description, --tag, --untag, --metric, --unmetric or --monitor";
         return Err(Told::usage(message).into());
     }
-    if version.is_none() && !(said.metrics.is_empty() && said.monitors.is_empty()) {
-        let message = "metrics and monitors are a version's: give VERSION beside --metric and --monitor";
+    if version.is_none() && of_version {
+        let message =
+            "metrics and monitors are a version's: give VERSION beside --metric, --unmetric and --monitor";
         return Err(Told::usage(message).into());
     }
     let client = control.connect().await?;
@@ -281,6 +286,7 @@ pub(super) async fn describe(control: &Control, describe: Describe) -> Outcome {
             false => present.monitors.into_iter().chain(said.monitors.iter().cloned()).collect(),
         },
         reason: why.reason,
+        remove_metrics: unmetrics,
     };
     let version = client.update_version(request).await?;
     if !control.print_json(|| records::version(&version))? {

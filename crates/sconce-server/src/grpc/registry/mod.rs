@@ -314,6 +314,7 @@ impl Service for Control {
             description: request.description,
             tags: request.set_tags.then_some(request.tags),
             metrics: request.metrics,
+            remove_metrics: request.remove_metrics,
             monitors: Some(request.monitors).filter(|monitors| !monitors.is_empty()),
         };
         let change = move |registry: &Registry, name: &ModelName, version: ModelVersion| {
