@@ -97,6 +97,8 @@ DASHBOARDS = [
         panel("Requests that wait", (f"sum by (model) (sconce_queue_depth{{{ours}}})", "{{model}}")),
         panel("Refused before any model was known", (rate("sconce_rejected_requests_total", ours, "reason"), "{{reason}}"), unit="reqps"),
         panel("Requests by tenant", (rate("sconce_tenant_requests_total", ours, "tenant, status"), "{{tenant}}: {{status}}"), unit="reqps"),
+        panel("Events to webhooks", (rate("sconce_webhook_events_total", ours, "hook, status"), "{{hook}}: {{status}}"), unit="ops",
+              about="Written: its receiver took it. What failed or was dropped is not sent again."),
     ]),
     dashboard("model", "model", "Where does a model's time go?", [JOB, MODEL], [
         stat("Versions in memory", f"count(count by (version) (sconce_rows_total{{{one}}}))"),

@@ -22,14 +22,15 @@ def stack(tmp_path_factory):
     """Sconce, Prometheus and Alertmanager, while somebody asks two models.
 
     `linear` answers more than a number can hold if it is asked for something large: an error of the server's. `queued` answers one
-    request in 100 ms, and takes in as many as come. `broken` cannot be loaded. Traces go to where nobody listens."""
+    request in 100 ms, and takes in as many as come. `broken` cannot be loaded. Traces and events go to where nobody listens."""
     folder = tmp_path_factory.mktemp("stack")
     models = folder / "models"
     models.mkdir()
     write_linear(models, 1e30)
     write_model(models, "queued", family="identity", delay_ms=100, max_batch_size=1, instances=1, queue_target_ms=0)
     os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:9"
-    sconce = Server(models)
+    hook = '[{url = "http://127.0.0.1:9/", secret_env = "STACK_SECRET"}]'
+    sconce = Server(models, SCONCE__WEBHOOKS=hook, STACK_SECRET="s" * 24)
     del os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"]
     write_model(models, "broken", family="tabular")
     try:
