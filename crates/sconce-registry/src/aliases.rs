@@ -13,8 +13,8 @@ impl Registry {
     /// model's gates are not looked at here: whoever calls has, or sets `forced`, which needs a reason.
     ///
     /// # Errors
-    /// `NotFound` for the model or version; `InvalidArgument` for the name; `FailedPrecondition` when the version is archived
-    /// or failed to load; `Aborted` when `expected` does not hold; `ResourceExhausted` for too many aliases; and as
+    /// `NotFound` for the model or version; `InvalidArgument` for the name; `FailedPrecondition` when the version is archived,
+    /// unloaded on purpose or with its model, or failed to load; `Aborted` when `expected` does not hold; `ResourceExhausted` for too many aliases; and as
     /// [`Registry::register`].
     pub fn set_alias(
         &self,
@@ -43,7 +43,7 @@ impl Registry {
         let AliasMove { alias, version, expected, .. } = to;
         let (model, version) = (&record.name, *version);
         limits::check_alias(alias)?;
-        self.check_servable(model, version)?;
+        self.check_servable(record, version)?;
         let before = record.aliases.get(alias).map(|alias| alias.version);
         check_expected(model, alias, before, *expected)?;
         let full = record.aliases.len() >= limits::ALIASES;
@@ -109,7 +109,7 @@ impl Registry {
         }
         let mut writer = self.begin()?;
         let mut record = self.model(model)?;
-        let found = record.aliases.get_mut(alias).ok_or_else(|| no_alias(model, alias))?;
+        let found = record.aliases.get(alias).ok_or_else(|| no_alias(model, alias))?;
         let before = found.version;
         let kept = found.previous.len().checked_sub(steps);
         let Some((kept, target)) = kept.and_then(|kept| Some((kept, *found.previous.get(kept)?))) else {
@@ -118,9 +118,11 @@ impl Registry {
                 found.previous.len()
             )));
         };
-        self.check_servable(model, target)?;
-        found.previous.truncate(kept);
-        found.version = target;
+        self.check_servable(&record, target)?;
+        if let Some(alias) = record.aliases.get_mut(alias) {
+            alias.previous.truncate(kept);
+            alias.version = target;
+        }
         self.commit_alias(&mut writer, record, alias, change("rollback", by, model), Some(before))
     }
 

@@ -6,7 +6,7 @@ use crate::registry::{Writer, decode, key};
 use crate::store::Batch;
 use crate::{
     By, Digest, FileRecord, Garbage, Gates, Import, ModelRecord, Names, NewVersion, Registry, RegistryError,
-    Result, VersionRecord, VersionState, limits,
+    Result, VersionRecord, VersionState, Wanted, limits,
 };
 use sconce_core::{ModelName, ModelVersion};
 use serde::Serialize;
@@ -251,15 +251,27 @@ impl Registry {
         Ok((model, true))
     }
 
-    pub(crate) fn check_unarchived(&self, model: &ModelName, version: ModelVersion) -> Result<()> {
-        match self.version(model, version)?.state {
+    /// Whether a document may name a version.
+    pub(crate) fn check_named(&self, model: &ModelName, version: ModelVersion) -> Result<()> {
+        let record = self.version(model, version)?;
+        match record.state {
             VersionState::Archived => Err(archived(model, version)),
+            _ if record.wanted == Wanted::Unloaded => Err(unloaded_on_purpose(model, version)),
             VersionState::Registered | VersionState::Failed { .. } => Ok(()),
         }
     }
 
-    pub(crate) fn check_servable(&self, model: &ModelName, version: ModelVersion) -> Result<()> {
-        match self.version(model, version)?.state {
+    /// Whether an alias of `model` may mean `version`.
+    pub(crate) fn check_servable(&self, model: &ModelRecord, version: ModelVersion) -> Result<()> {
+        let ModelRecord { name: model, unloaded, .. } = model;
+        let record = self.version(model, version)?;
+        match record.state {
+            VersionState::Registered if *unloaded => {
+                Err(RegistryError::Precondition(format!("model `{model}` is unloaded as a whole")))
+            }
+            VersionState::Registered if record.wanted == Wanted::Unloaded => {
+                Err(unloaded_on_purpose(model, version))
+            }
             VersionState::Registered => Ok(()),
             VersionState::Archived => Err(archived(model, version)),
             VersionState::Failed { reason } => Err(RegistryError::Precondition(format!(
@@ -304,6 +316,10 @@ pub(crate) fn check_unaliased(model: &ModelRecord, version: ModelVersion, what: 
         ))),
         None => Ok(()),
     }
+}
+
+pub(crate) fn unloaded_on_purpose(model: &ModelName, version: ModelVersion) -> RegistryError {
+    RegistryError::Precondition(format!("model `{model}`: version {version} is unloaded on purpose"))
 }
 
 pub(crate) fn archived(model: &ModelName, version: ModelVersion) -> RegistryError {

@@ -222,7 +222,7 @@ impl Registry {
             other => other,
         };
         for version in &names.versions {
-            self.check_unarchived(&model.name, *version).map_err(within)?;
+            self.check_named(&model.name, *version).map_err(within)?;
         }
         match names.aliases.iter().find(|alias| !model.aliases.contains_key(*alias)) {
             Some(alias) => Err(RegistryError::NotFound(format!(

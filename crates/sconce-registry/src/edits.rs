@@ -98,7 +98,8 @@ impl Registry {
     /// Sets whether a version should run.
     ///
     /// # Errors
-    /// `NotFound`; `FailedPrecondition` when an archived one is to be loaded; and as [`Registry::register`].
+    /// `NotFound`; `FailedPrecondition` when an archived one is to be loaded, or one unloaded that an alias means or a document names;
+    /// and as [`Registry::register`].
     pub fn set_wanted(
         &self,
         model: &ModelName,
@@ -109,6 +110,11 @@ impl Registry {
         let edit = |record: &mut VersionRecord| {
             if wanted == Wanted::Loaded && record.state == VersionState::Archived {
                 return Err(archived(model, version));
+            }
+            if wanted == Wanted::Unloaded {
+                check_unaliased(&self.model(model)?, version, "unloaded")?;
+                let what = format!("version {version} cannot be unloaded");
+                self.check_unnamed(model, &what, |names| names.versions.contains(&version))?;
             }
             let before = std::mem::replace(&mut record.wanted, wanted);
             Ok((json!(before), json!(wanted)))

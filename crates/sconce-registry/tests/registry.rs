@@ -11,8 +11,8 @@ mod support;
 
 use sconce_core::ErrorCode;
 use sconce_registry::{
-    By, Digest, Gates, Limits, Lineage, ModelUpdate, NewVersion, NotWorse, Outcome, Registry, RegistryError,
-    SmokeSample, VersionState, VersionUpdate, Wanted, limits,
+    By, Digest, DocumentChange, Gates, Limits, Lineage, ModelUpdate, Names, NewVersion, NotWorse, Outcome,
+    Registry, RegistryError, SmokeSample, Together, VersionState, VersionUpdate, Wanted, limits,
 };
 use std::collections::BTreeMap;
 use std::fs;
@@ -96,6 +96,45 @@ fn an_alias_moves_and_goes_back_however_many_steps() {
         ["set_alias"; 5].into_iter().chain(["rollback", "set_alias", "set_alias", "delete_version"]);
     assert_eq!(actions, expected.chain(["rollback", "remove_alias"]).collect::<Vec<_>>());
     assert!(registry.verify_audit().unwrap().is_intact());
+}
+
+#[test]
+fn what_traffic_goes_to_is_not_unloaded_and_no_traffic_goes_to_what_is() {
+    let (_dir, registry) = registry();
+    let model = name("m");
+    (0..4_u8).for_each(|content| drop(register(&registry, "m", &[content])));
+    let alias =
+        |version| registry.set_alias(&model, "champion", number(version), None, false, &by()).map(drop);
+    let unload = |version| registry.set_wanted(&model, number(version), Wanted::Unloaded, &by()).map(drop);
+    let route = |kind: &str, version| {
+        let names = Names { versions: [number(version)].into(), ..Names::default() };
+        let value = Some((serde_json::Value::Null, names));
+        let change = DocumentChange { kind: kind.into(), expected: None, value };
+        let together = Together { documents: vec![change], alias: None };
+        registry.change_together(&model, together, &by()).map(drop)
+    };
+    let code = |outcome: Result<(), RegistryError>| outcome.unwrap_err().code();
+    alias(1).unwrap();
+    alias(2).unwrap();
+    route("route", 3).unwrap();
+    // However the two meet, it is the later one that is refused.
+    for version in [2, 3] {
+        assert_eq!(code(unload(version)), ErrorCode::FailedPrecondition);
+    }
+    for version in [1, 4] {
+        unload(version).unwrap();
+        assert_eq!(code(alias(version)), ErrorCode::FailedPrecondition);
+        assert_eq!(code(route("other", version)), ErrorCode::FailedPrecondition);
+    }
+    let rollback = || registry.rollback(&model, "champion", 1, &by()).map(drop);
+    assert_eq!(code(rollback()), ErrorCode::FailedPrecondition);
+    registry.set_wanted(&model, number(1), Wanted::Auto, &by()).unwrap();
+    rollback().unwrap();
+    // A model is unloaded as a whole, whatever its aliases mean; until it is loaded they stay.
+    registry.set_unloaded(&model, true, &by()).unwrap();
+    assert_eq!(code(alias(3)), ErrorCode::FailedPrecondition);
+    registry.set_unloaded(&model, false, &by()).unwrap();
+    alias(3).unwrap();
 }
 
 #[test]

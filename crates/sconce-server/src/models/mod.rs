@@ -19,6 +19,7 @@ pub(crate) use operations::Operation;
 pub(crate) use overrides::Said;
 pub(crate) use remotes::RemoteAccess;
 pub(crate) use routes::{StoredRoute, route_change};
+pub(crate) use smoke::check as check_smoke;
 pub(crate) use stored::Verdict;
 
 use crate::cache::ResponseCache;

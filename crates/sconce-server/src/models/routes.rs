@@ -269,7 +269,9 @@ pub(super) const ARCHIVED: &str = "archived: `sconce model archive --undo`";
 fn why_unservable(model: &ModelRecord, record: &VersionRecord) -> Option<&'static str> {
     match (&record.state, record.wanted) {
         (VersionState::Archived, _) => Some(ARCHIVED),
-        _ if model.unloaded => Some("unloaded with its model: RepositoryModelLoad"),
+        _ if model.unloaded => {
+            Some("unloaded with its model, until RepositoryModelLoad or `sconce model load` of a version")
+        }
         (_, Wanted::Unloaded) => Some("unloaded on purpose: `sconce model auto`"),
         _ => None,
     }

@@ -28,6 +28,24 @@ struct Range {
     max: f64,
 }
 
+/// What a sample says.
+///
+/// # Errors
+/// `InvalidArgument` when that is no request.
+pub(crate) fn check(sample: &SmokeSample) -> Result<()> {
+    read(sample).map(drop)
+}
+
+fn read(sample: &SmokeSample) -> Result<SmokeText> {
+    // Of an object: serde would take a list as well.
+    let object: serde_json::Result<serde_json::Map<_, _>> = serde_json::from_str(&sample.request);
+    object.and_then(|object| serde_json::from_value(object.into())).map_err(|error| {
+        let expected =
+            "a smoke sample: expected an object of `inputs`, by name, and maybe the range of `outputs`";
+        Error::invalid(format!("{expected}: {error}"))
+    })
+}
+
 /// Whether `served` answers a sample as it should.
 pub(super) async fn smoke(
     models: &Arc<Models>,
@@ -44,8 +62,7 @@ pub(super) async fn smoke(
 }
 
 async fn answer(models: &Arc<Models>, served: &Served, sample: &SmokeSample) -> Result<Duration> {
-    let text: SmokeText = serde_json::from_str(&sample.request)
-        .map_err(|error| Error::invalid(format!("not as it should be: {error}")))?;
+    let text = read(sample)?;
     let tensors = json::to_request(served.signature(), &text.inputs)?;
     let started = Instant::now();
     let limit = Duration::from_millis(sample.max_latency_ms);

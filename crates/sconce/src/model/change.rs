@@ -230,9 +230,11 @@ fn read_gates(path: &Path) -> Result<pb::Gates, Failure> {
     if text.len() as u64 > GATES_BYTES {
         return Err(format!("{}: expected at most {GATES_BYTES} bytes", path.display()).into());
     }
-    let gates: records::GatesFile =
-        serde_json::from_str(&text).map_err(|e| format!("{}: no gates: {e}", path.display()))?;
-    Ok(gates.into())
+    // Of an object: serde would take a list as well, and an empty one as no gates.
+    let object: serde_json::Result<serde_json::Map<_, _>> = serde_json::from_str(&text);
+    let gates: serde_json::Result<records::GatesFile> =
+        object.and_then(|object| serde_json::from_value(object.into()));
+    Ok(gates.map_err(|e| format!("{}: no gates: {e}", path.display()))?.into())
 }
 
 pub(super) async fn describe(control: &Control, describe: Describe) -> Outcome {

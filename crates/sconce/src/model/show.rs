@@ -117,6 +117,12 @@ pub(super) async fn show(control: &Control, model: String, version: Option<Strin
         if record.description.is_empty() { "no description" } else { &record.description }
     )?;
     field("tags", pairs(&record.tags))?;
+    if record.unloaded {
+        field(
+            "unloaded",
+            "as a whole, until RepositoryModelLoad or `sconce model load` of a version".to_owned(),
+        )?;
+    }
     for (name, alias) in &record.aliases {
         let before = alias.previous.iter().rev().take(5).map(u64::to_string).collect::<Vec<_>>().join(", ");
         let before = if before.is_empty() { String::new() } else { format!(" (before: {before})") };

@@ -6,7 +6,7 @@ mod register;
 use crate::door::Door;
 use crate::grpc::control::{Answer, Items, actor, answer, items, name, refused};
 use crate::grpc::status;
-use crate::models::{Models, Operation};
+use crate::models::{Models, Operation, check_smoke};
 use prost::Message as _;
 use sconce_core::{Error, ErrorCode, ModelName, ModelVersion, abbreviate};
 use sconce_proto::sconce as pb;
@@ -301,6 +301,8 @@ impl Service for Control {
         let (of, by) = (name.clone(), By::new(actor, reason));
         let said =
             ModelUpdate { description, tags: set_tags.then_some(tags), gates: gates.map(records::to_gates) };
+        let samples = said.gates.iter().flat_map(|gates| &gates.smoke);
+        samples.into_iter().try_for_each(check_smoke).map_err(refused)?;
         let change = move |registry: &Registry| registry.update_model(&of, said, &by);
         let record = self.models().change(&name, Operation::Update, change).await.map_err(refused)?;
         answer(records::model(record))
@@ -336,25 +338,7 @@ impl Service for Control {
             }
         };
         let (of, text) = (name.clone(), request.version);
-        let read = move |registry: &Registry| {
-            Ok((registry.resolve(&of, &text)?, registry.model(&of)?.aliases, registry.documents(&of)?))
-        };
-        let (version, aliases, documents) = self.read(read).await?;
-        if wanted == Wanted::Unloaded
-            && let Some((alias, _)) = aliases.iter().find(|(_, alias)| alias.version == version)
-        {
-            let message =
-                format!("model `{name}` version {version} cannot be unloaded: alias `{alias}` means it");
-            return Err(Status::failed_precondition(message));
-        }
-        if wanted == Wanted::Unloaded
-            && let Some(document) = documents.iter().find(|it| it.names.versions.contains(&version))
-        {
-            let kind = &document.kind;
-            let message =
-                format!("model `{name}` version {version} cannot be unloaded: document `{kind}` names it");
-            return Err(Status::failed_precondition(message));
-        }
+        let version = self.read(move |registry| registry.resolve(&of, &text)).await?;
         let by = By::new(actor, request.reason);
         self.models().set_wanted(&name, version, wanted, by).await.map_err(refused)?;
         self.door.report_health().await;
