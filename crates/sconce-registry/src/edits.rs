@@ -95,7 +95,7 @@ impl Registry {
         self.edit_version("update_version", (model, version), by, false, edit)
     }
 
-    /// Sets whether a version should run.
+    /// Sets whether a version should run. One that should makes an end of its model's being unloaded as a whole, in the same step.
     ///
     /// # Errors
     /// `NotFound`; `FailedPrecondition` when an archived one is to be loaded, or one unloaded that an alias means or a document names;
@@ -107,19 +107,34 @@ impl Registry {
         wanted: Wanted,
         by: &By,
     ) -> Result<VersionRecord> {
-        let edit = |record: &mut VersionRecord| {
-            if wanted == Wanted::Loaded && record.state == VersionState::Archived {
-                return Err(archived(model, version));
-            }
-            if wanted == Wanted::Unloaded {
-                check_unaliased(&self.model(model)?, version, "unloaded")?;
-                let what = format!("version {version} cannot be unloaded");
-                self.check_unnamed(model, &what, |names| names.versions.contains(&version))?;
-            }
-            let before = std::mem::replace(&mut record.wanted, wanted);
-            Ok((json!(before), json!(wanted)))
-        };
-        self.edit_version("set_wanted", (model, version), by, true, edit)
+        limits::check_by(by, false)?;
+        let mut writer = self.begin()?;
+        let mut of = self.model(model)?;
+        let mut record = self.version(model, version)?;
+        if wanted == Wanted::Loaded && record.state == VersionState::Archived {
+            return Err(archived(model, version));
+        }
+        if wanted == Wanted::Unloaded {
+            check_unaliased(&of, version, "unloaded")?;
+            let what = format!("version {version} cannot be unloaded");
+            self.check_unnamed(model, &what, |names| names.versions.contains(&version))?;
+        }
+        let (mut batch, mut entries) = (Batch::new(), Vec::new());
+        if wanted == Wanted::Loaded && std::mem::take(&mut of.unloaded) {
+            put(&mut batch, key::model(model), &of)?;
+            let mut entry = change("load_model", by, model);
+            entry.before = Some(json!({ "unloaded": true }));
+            entry.after = Some(json!({ "unloaded": false }));
+            entries.push(entry);
+        }
+        let mut entry = change("set_wanted", by, model);
+        entry.version = Some(version);
+        entry.before = Some(json!(std::mem::replace(&mut record.wanted, wanted)));
+        entry.after = Some(json!(wanted));
+        entries.push(entry);
+        put(&mut batch, key::version(model, version), &record)?;
+        self.commit(&mut writer, batch, entries, true)?;
+        Ok(record)
     }
 
     /// Records how a load ended: nothing that anyone decided, so not audited, and no new generation. An archived version stays

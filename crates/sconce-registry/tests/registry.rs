@@ -135,6 +135,12 @@ fn what_traffic_goes_to_is_not_unloaded_and_no_traffic_goes_to_what_is() {
     assert_eq!(code(alias(3)), ErrorCode::FailedPrecondition);
     registry.set_unloaded(&model, false, &by()).unwrap();
     alias(3).unwrap();
+    // A version that is to be in memory brings its model back, in one step.
+    registry.set_unloaded(&model, true, &by()).unwrap();
+    let before = registry.generation();
+    registry.set_wanted(&model, number(3), Wanted::Loaded, &by()).unwrap();
+    assert_eq!((registry.generation(), registry.model(&model).unwrap().unloaded), (before + 1, false));
+    alias(2).unwrap();
 }
 
 #[test]

@@ -395,12 +395,7 @@ impl Models {
             };
             models.read(read).await?;
             let of = name.clone();
-            let change = move |registry: &Registry| {
-                if registry.model(&of)?.unloaded {
-                    registry.set_unloaded(&of, false, &by)?;
-                }
-                registry.set_wanted(&of, version, Wanted::Loaded, &by)
-            };
+            let change = move |registry: &Registry| registry.set_wanted(&of, version, Wanted::Loaded, &by);
             let changed = models.change_when_ready(&name, Operation::SetWanted, &[version], change).await;
             if changed.is_err() && !was_ready {
                 models.release_unwanted(&name, version).await;
