@@ -156,6 +156,9 @@ DASHBOARDS = [
         panel("What became of shadows' requests", (rate("sconce_shadow_compared_total", one, "variant"), "{{variant}}: compared"),
               (rate("sconce_shadow_dropped_total", one, "variant, reason"), "{{variant}}: dropped, {{reason}}"),
               (rate("sconce_shadow_failed_total", one, "variant, status"), "{{variant}}: failed, {{status}}"), unit="reqps"),
+        panel("Share of shadows' answers that disagree", (
+            f'{rate("sconce_shadow_disagreed_total", one, "variant")} / {rate("sconce_shadow_compared_total", one, "variant")}',
+            "{{variant}}"), unit="percentunit", about="`sconce shadow report` says which, and by how much."),
         panel("Where rollouts stand", (f"sconce_rollout_percent{{{one}}}", "{{instance}}: the candidate's percent"),
               (f"sconce_rollout_stage{{{one}}}", "{{instance}}: stage"), (f"sconce_rollout_blocked{{{one}}}", "{{instance}}: kept from going on")),
         panel("What each version is", (
@@ -167,6 +170,13 @@ DASHBOARDS = [
               about="By `sconce monitor`: drifted until it is shown to be stable. `sconce drift report` says all of it."),
         panel("How far features are from the reference", (f"topk(10, sconce_drift_psi{{{one}}})", "version {{version}}: {{feature}}"),
               about="The stability index less what chance adds: 0.1 is a change that one looks at, 0.25 a large one."),
+        panel("Accuracy, by labels", (f"sconce_accuracy_ratio{{{one}}}", "version {{version}}"),
+              (f"sconce_accuracy_baseline_ratio{{{one}}}", "version {{version}}: expected"), unit="percentunit",
+              about="Of the latest cohort whose labels had time to come. `sconce feedback performance` says all of it."),
+        panel("Mean absolute error, by labels", (f"sconce_mean_absolute_error{{{one}}}", "version {{version}}"),
+              (f"sconce_mean_absolute_error_baseline{{{one}}}", "version {{version}}: expected")),
+        panel("Share of predictions with a label", (f"sconce_label_coverage_ratio{{{one}}}", "version {{version}}"), unit="percentunit",
+              about="Of the predictions of that cohort which were noted."),
         panel("Share of requests that do not fit the signature", (
             f'{rate("sconce_predictions_total", one_invalid, "model")} / {rate("sconce_predictions_total", one, "model")}',
             "{{model}}"), unit="percentunit", about="A caller that was changed often shows here first."),

@@ -17,6 +17,7 @@ mod lifecycle;
 mod limits;
 mod monitor;
 mod packages;
+mod performance;
 mod predictions;
 mod registry;
 mod remote;

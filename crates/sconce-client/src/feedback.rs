@@ -34,6 +34,14 @@ impl FeedbackClient {
         Ok(self.grpc.clone().record(self.caller.call(request)).await?.into_inner())
     }
 
+    /// What the versions of a model were worth, by the labels that came. Control listener only.
+    pub async fn performance(
+        &self,
+        request: pb::GetPerformanceRequest,
+    ) -> Result<pb::GetPerformanceResponse> {
+        Ok(self.grpc.clone().get_performance(self.caller.call(request)).await?.into_inner())
+    }
+
     /// Predictions with what is known of them, a page at a time. Control listener only.
     pub async fn list(&self, request: pb::ListFeedbackRequest) -> Result<pb::ListFeedbackResponse> {
         Ok(self.grpc.clone().list(self.caller.call(request)).await?.into_inner())

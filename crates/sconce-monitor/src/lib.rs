@@ -24,7 +24,10 @@ pub use error::{MonitorError, Result};
 pub use estimate::{Baseline, BinaryMetrics, Estimate, Estimated, Fitted, Trust};
 pub use monitor::{MAX_PANES, Monitor, MonitorSpec, PaneSize};
 pub use outlier::{Outlier, Outliers};
-pub use performance::{CohortReport, MAX_COHORTS, Performance, PerformanceReport, PerformanceSpec};
+pub use performance::{
+    ClassMetrics, CohortReport, Known, MAX_CLASSES, MAX_COHORTS, Metrics, NumberMetrics, OTHERS, Performance,
+    PerformanceReport, PerformanceSpec, Said, Truth, TwoClasses,
+};
 pub use quality::{Check, CheckKind};
 pub use reference::{
     Categories, Column, ColumnKind, ColumnSpec, FORMAT, MAX_COLUMNS, Numbers, Profile, Reference,

@@ -15,6 +15,7 @@ pub use webhooks::Webhook;
 use crate::objectives::Objectives;
 use crate::tenants::Tenants;
 use sconce_core::DeviceId;
+use sconce_monitor::PerformanceSpec;
 use sconce_telemetry::traces::Access;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -67,6 +68,8 @@ pub struct ServerConfig {
     pub prediction_log: PredictionLog,
     /// What is noted of predictions, and how long feedback stays.
     pub feedback: Feedback,
+    /// How performance is followed by the labels that come.
+    pub performance: PerformanceSpec,
     /// Who is told what happens. Default nobody; at most 8.
     pub webhooks: Vec<Webhook>,
 }
@@ -129,6 +132,7 @@ impl Default for ServerConfig {
             metrics: Metrics::default(),
             prediction_log: PredictionLog::default(),
             feedback: Feedback::default(),
+            performance: PerformanceSpec::default(),
             webhooks: Vec::new(),
         }
     }
@@ -299,6 +303,11 @@ impl ServerConfig {
         self.traces.check(&mut check);
         self.prediction_log.check(&mut check);
         self.feedback.check(&mut check);
+        let performance = self.performance.check();
+        check(
+            performance.is_ok(),
+            format!("performance.{}", performance.err().map_or_else(String::new, |it| it.to_string())),
+        );
         let hooks = self.webhooks.len();
         check(hooks <= MAX_WEBHOOKS, format!("webhooks: expected up to {MAX_WEBHOOKS}, got {hooks}"));
         self.webhooks.iter().enumerate().for_each(|(place, hook)| hook.check(place, &mut check));

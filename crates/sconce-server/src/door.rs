@@ -3,7 +3,8 @@
 use crate::config::{Limits, Metrics, ServerConfig};
 use crate::content::Content;
 use crate::dispatch::PreparePool;
-use crate::feedback::Exposures;
+use crate::feedback::performance::{Background, Performances};
+use crate::feedback::{self, Exposures};
 use crate::models::{Account, Models, Said, State, UNLOADED};
 use crate::monitors::Monitors;
 use crate::objectives::{Report, TICK, Watch};
@@ -14,8 +15,8 @@ use crate::shadow::Lane;
 use crate::tenants::TenantTable;
 use crate::traffic::{LiveRoute, Variant};
 use crate::webhooks::Webhooks;
-use sconce_core::{ByteBudget, DeviceId, Error, ModelName, Result};
-use sconce_registry::{By, Topic};
+use sconce_core::{ByteBudget, DeviceId, Error, ModelName, PredictionId, Result};
+use sconce_registry::{By, Registry, Topic};
 use sconce_telemetry::metrics::{
     DeviceMemory, FeedbackSample, JournalSample, ModelInfo, ModelSample, RuntimeSample, Scrape, ServerSample,
     ShadowSample, VariantSample,
@@ -60,6 +61,8 @@ pub(crate) struct Door {
     /// What is held against a reference; `None` without a registry.
     pub(crate) monitors: Option<Arc<Monitors>>,
     pub(crate) outcomes: Outcomes,
+    /// What labels say of versions; `None` without a registry.
+    pub(crate) performances: Option<Arc<Performances>>,
     /// Who is told what happens.
     pub(crate) webhooks: Arc<Webhooks>,
 }
@@ -111,7 +114,12 @@ impl Door {
     ) -> Self {
         let limits = config.limits.clone();
         let Sinks { predictions, exposures, monitors, webhooks } = sinks;
+        let performances = models.registry().is_ok().then(|| {
+            let background = Background::new(Arc::clone(&models), monitors.clone());
+            Arc::new(Performances::new(background, Arc::clone(&webhooks), config.performance))
+        });
         Self {
+            performances,
             prepare: models.prepare.clone(),
             rollouts: Arc::new(Rollouts::new(Arc::clone(&models), Arc::clone(&webhooks), monitors.clone())),
             models,
@@ -169,6 +177,32 @@ impl Door {
             outcome
         });
         task.await.unwrap_or_else(|error| Err(Error::internal("the change was cut off").with_source(error)))
+    }
+
+    /// Records outcomes of predictions of `name`; they are on disk when this returns.
+    ///
+    /// # Errors
+    /// As [`feedback::record`]; `NotFound` for an unknown model; `FailedPrecondition` without a registry.
+    pub(crate) async fn record_outcomes(
+        &self,
+        name: ModelName,
+        outcomes: Vec<(PredictionId, feedback::Outcome)>,
+        now_ms: u64,
+    ) -> Result<feedback::Recorded> {
+        let of = name.clone();
+        let record = move |registry: &Registry| {
+            registry.model(&of)?;
+            feedback::record(registry.journal(), &of, outcomes, now_ms)
+        };
+        let done = self.models.read(record).await?;
+        let Outcomes { recorded, replaced, unknown } = &self.outcomes;
+        recorded.fetch_add(done.recorded, Ordering::Relaxed);
+        replaced.fetch_add(done.replaced, Ordering::Relaxed);
+        unknown.fetch_add(done.unknown, Ordering::Relaxed);
+        if let Some(performances) = &self.performances {
+            performances.touch(&name);
+        }
+        Ok(done)
     }
 
     /// Tells the health service of each change that the registry, or what is in memory of it, brings by itself.
@@ -241,6 +275,7 @@ impl Door {
                     variant: lane.shadow.variant.label.to_string(),
                     offered: lane.findings.offered.load(Ordering::Relaxed),
                     compared: found.compared,
+                    disagreed: lane.findings.disagreement().count,
                     dropped: found.dropped,
                     failed: found.failed,
                     waiting: lane.findings.waiting.load(Ordering::Relaxed),
@@ -322,6 +357,7 @@ impl Door {
             webhooks: self.webhooks.sample(),
             feedback: self.feedback(),
             monitors: self.monitors.as_ref().map(|monitors| monitors.sample()).unwrap_or_default(),
+            performances: self.performances.as_ref().map(|it| it.sample()).unwrap_or_default(),
             monitors_sink: self.monitors.as_ref().map(|monitors| monitors.sink()),
             process,
             runtime: RuntimeSample {

@@ -202,6 +202,10 @@ impl Server {
         tasks.spawn(async move { stopped.run_until_cancelled(door.follow()).await });
         let (door, stopped) = (Arc::clone(&server.door), stop.clone());
         tasks.spawn(async move { stopped.run_until_cancelled(door.watch_objectives()).await });
+        if let Some(performances) = server.door.performances.clone() {
+            let stopped = stop.clone();
+            tasks.spawn(async move { stopped.run_until_cancelled(performances.follow()).await });
+        }
         let door = Arc::clone(&server.door);
         tasks.spawn(http::run(door, http.0, tasks.clone(), stop.clone(), abort.clone()));
 

@@ -7,6 +7,7 @@ use crate::{Failure, Outcome, block_on, table, text};
 use sconce_client::FeedbackClient;
 use sconce_client::control_proto as pb;
 use sconce_client::control_proto::outcome::Value;
+use sconce_monitor::{CohortReport, Estimate, Estimated, Known, Metrics, PerformanceReport, State, Trust};
 use serde::Deserialize;
 use serde_json::json;
 use std::fs::File;
@@ -51,6 +52,42 @@ enum Command {
         #[arg(long)]
         known: bool,
     },
+    /// Say what versions were worth, by the labels that came: accuracy, or errors, by when predictions were made; exits with 3 if one has
+    /// degraded, with 4 if nothing can be said yet
+    Performance(Performance),
+}
+
+#[derive(Debug, clap::Args)]
+struct Performance {
+    /// The model's name
+    model: String,
+    /// A version's number or an alias [default: every version]
+    #[arg(long, value_name = "VERSION")]
+    version: Option<String>,
+    /// Only the latest predictions: such as 90s, 30m, 12h or 7d
+    #[arg(long, value_name = "TIME", value_parser = text::duration)]
+    last: Option<Duration>,
+    /// How long predictions are gathered into one cohort [default: as the server is configured]
+    #[arg(long, value_name = "TIME", value_parser = text::duration)]
+    cohort: Option<Duration>,
+    /// How long after a cohort's end its labels may come [default: as the server is configured]
+    #[arg(long, value_name = "TIME", value_parser = text::duration)]
+    maturity: Option<Duration>,
+    /// Tell the variants of a route apart
+    #[arg(long)]
+    by_variant: bool,
+    /// What it is worth to say DECISION where TRUTH would have been right; may be given again
+    #[arg(long = "value", value_name = "TRUTH/DECISION=NUMBER", value_parser = worth)]
+    values: Vec<pb::DecisionValue>,
+}
+
+/// `cat/dog=-2.5`.
+fn worth(text: &str) -> Result<pb::DecisionValue, String> {
+    let wrong = || "expected TRUTH/DECISION=NUMBER".to_owned();
+    let (pair, value) = text.rsplit_once('=').ok_or_else(wrong)?;
+    let (truth, decision) = pair.split_once('/').ok_or_else(wrong)?;
+    let value: f64 = value.parse().map_err(|_| wrong())?;
+    Ok(pb::DecisionValue { truth: truth.to_owned(), decision: decision.to_owned(), value })
 }
 
 #[derive(Debug, clap::Args)]
@@ -103,6 +140,7 @@ pub(crate) fn run(args: Args) -> Outcome {
             Command::Send(send) => self::send(&control, send).await,
             Command::Import { model, file } => import(&control, model, &file).await,
             Command::List { model, last, known } => list(&control, model, last, known).await,
+            Command::Performance(asked) => performance(&control, asked).await,
         }
     })?;
     done.map_err(|error| control.explain(error))
@@ -169,15 +207,160 @@ fn tell(control: &Control, done: pb::RecordFeedbackResponse) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
+/// So long ago, in milliseconds since 1970; 0 for ever.
+fn since(last: Option<Duration>) -> u64 {
+    let from = last.and_then(|last| SystemTime::now().checked_sub(last));
+    let from = from.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    u64::try_from(from.as_millis()).unwrap_or(0)
+}
+
+async fn performance(control: &Control, asked: Performance) -> Outcome {
+    let Performance { model, version, last, cohort, maturity, by_variant, values } = asked;
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let has_values = !values.is_empty();
+    let request = pb::GetPerformanceRequest {
+        model: model.clone(),
+        version: version.unwrap_or_default(),
+        from_ms: since(last),
+        to_ms: 0,
+        cohort_ms: cohort.map_or(0, ms),
+        maturity_ms: maturity.map(ms),
+        by_variant,
+        values,
+    };
+    let answer = control.feedback().await?.performance(request).await?;
+    let read = |it: &pb::VersionPerformance| serde_json::from_str(&it.report_json);
+    let reports = answer.versions.iter().map(read).collect::<Result<Vec<PerformanceReport>, _>>();
+    let reports =
+        reports.map_err(|error| format!("the server's report is none that is known here: {error}"))?;
+    let document = || {
+        let versions = answer.versions.iter().map(|it| {
+            let report: serde_json::Value = serde_json::from_str(&it.report_json).unwrap_or_default();
+            json!({ "version": it.version, "variant": it.variant, "report": report })
+        });
+        let versions: Vec<_> = versions.collect();
+        json!({ "model": model, "versions": versions, "predictions": answer.predictions, "cut": answer.cut })
+    };
+    if !control.print_json(document)? {
+        if reports.is_empty() {
+            say!(
+                "no prediction of `{}` with what was said is kept: see `feedback` in its model.toml, and its data_policy",
+                plain(&model)
+            )?;
+        }
+        for (of, report) in answer.versions.iter().zip(&reports) {
+            show(of, report, has_values)?;
+        }
+        if answer.cut {
+            say!(
+                "only the oldest {} were read: ask for less with --last",
+                text::count(answer.predictions, "prediction")
+            )?;
+        }
+    }
+    let states = reports.iter().map(|report| report.state);
+    let worst = states.max_by_key(|state| match state {
+        State::Drifted => 2,
+        State::Stable => 1,
+        State::NotEnoughEvidence => 0,
+    });
+    Ok(match worst {
+        Some(State::Drifted) => ExitCode::from(3),
+        Some(State::Stable) => ExitCode::SUCCESS,
+        Some(State::NotEnoughEvidence) | None => ExitCode::from(4),
+    })
+}
+
+fn show(of: &pb::VersionPerformance, report: &PerformanceReport, has_values: bool) -> Result<(), Failure> {
+    let variant = if of.variant.is_empty() { String::new() } else { format!(", {}", plain(&of.variant)) };
+    let Known { accuracy, mean_absolute_error, .. } = &report.baseline;
+    let expected = match (accuracy, mean_absolute_error) {
+        (Some(accuracy), _) => format!("expected accuracy {accuracy:.3}"),
+        (None, Some(error)) => format!("expected mean absolute error {error:.4}"),
+        (None, None) => {
+            "nothing to hold it against: register it with --metric accuracy=… or mae=…".to_owned()
+        }
+    };
+    let state = match report.state {
+        State::Drifted => "has degraded",
+        State::Stable => "stable",
+        State::NotEnoughEvidence => "not enough evidence",
+    };
+    let since = report.since_ms.map_or_else(String::new, |at| format!(" since {}", text::time(at)));
+    say!("version {}{variant}: {state}{since}; {expected}", of.version)?;
+    let has_estimates = report.cohorts.iter().any(|cohort| cohort.estimate.is_some());
+    let mut header = vec!["from (UTC)", "predictions", "labels", "coverage", "state", "by labels"];
+    header.extend(has_estimates.then_some("without labels"));
+    header.extend(has_values.then_some("value"));
+    let row = |cohort: &CohortReport| {
+        let mut row = cohort_row(cohort);
+        row.extend(has_estimates.then(|| cohort.estimate.as_ref().map_or_else(String::new, estimate)));
+        row.extend(has_values.then(|| cohort.value.map_or_else(String::new, |value| format!("{value:.2}"))));
+        row
+    };
+    let rows: Vec<_> = report.cohorts.iter().map(row).collect();
+    say!("{}", table::render(&header, &rows).trim_end())?;
+    Ok(())
+}
+
+fn cohort_row(cohort: &CohortReport) -> Vec<String> {
+    let state = match cohort.state {
+        _ if !cohort.is_mature => "labels may still come",
+        State::Drifted => "degraded",
+        State::Stable => "stable",
+        State::NotEnoughEvidence => "not enough evidence",
+    };
+    let figures = match &cohort.metrics {
+        None => String::new(),
+        Some(Metrics::Classes(it)) => {
+            let two = it.two.as_ref().and_then(|two| two.roc_auc);
+            format!(
+                "accuracy {:.3} ({:.3} to {:.3}), F1 {:.3}{}",
+                it.accuracy,
+                it.interval.low,
+                it.interval.high,
+                it.f1,
+                two.map_or_else(String::new, |auc| format!(", ROC AUC {auc:.3}"))
+            )
+        }
+        Some(Metrics::Numbers(it)) => {
+            let more =
+                |what: &str, of: Option<f64>| of.map_or_else(String::new, |of| format!(", {what} {of:.4}"));
+            format!(
+                "MAE {:.4} ({:.4} to {:.4}){}{}",
+                it.mean_absolute_error,
+                it.interval.low,
+                it.interval.high,
+                more("RMSE", it.root_mean_squared_error),
+                more("R²", it.r_squared)
+            )
+        }
+    };
+    vec![
+        text::time(cohort.since_ms),
+        cohort.predicted.to_string(),
+        cohort.labelled.to_string(),
+        format!("{:.0} %", 100.0 * cohort.coverage),
+        state.to_owned(),
+        figures,
+    ]
+}
+
+fn estimate(estimate: &Estimate) -> String {
+    let trust = match estimate.trust {
+        Trust::Holds => "",
+        Trust::Widened => ", widened",
+        Trust::Broken => ", broken",
+    };
+    let Estimated { value, band } = estimate.accuracy;
+    format!("accuracy {value:.3} ({:.3} to {:.3}){trust}", band.low, band.high)
+}
+
 async fn list(control: &Control, model: String, last: Option<Duration>, known: bool) -> Outcome {
     let client = control.feedback().await?;
-    let since = |last: Duration| {
-        let from = SystemTime::now().checked_sub(last).and_then(|at| at.duration_since(UNIX_EPOCH).ok());
-        u64::try_from(from.unwrap_or_default().as_millis()).unwrap_or(0)
-    };
     let mut request = pb::ListFeedbackRequest {
         model,
-        from_ms: last.map_or(0, since),
+        from_ms: since(last),
         to_ms: 0,
         page_size: BATCH as u32,
         page_token: String::new(),

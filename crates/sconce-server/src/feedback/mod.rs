@@ -4,6 +4,7 @@
 
 pub(crate) mod experiments;
 mod exposures;
+pub(crate) mod performance;
 
 pub(crate) use exposures::{Draft, Exposures, now_ms};
 
@@ -20,6 +21,8 @@ pub(crate) const MAX_OUTCOMES: usize = 1000;
 pub(crate) const MAX_METRICS: usize = 32;
 /// Bytes of a label that would have been right.
 pub(crate) const MAX_LABEL_BYTES: usize = 256;
+/// The metric that says what would have been right.
+pub(crate) const LABEL: &str = "label";
 /// Bytes of a metric's name.
 pub(crate) const MAX_METRIC_BYTES: usize = sconce_traffic::experiment::MAX_METRIC_BYTES;
 // The longest key has room.

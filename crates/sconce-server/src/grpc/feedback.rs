@@ -2,21 +2,24 @@
 //! predictions. What was recorded is shown on the control listener alone.
 
 use crate::door::Door;
+use crate::feedback::performance::Question;
 use crate::feedback::{
-    self, Exposure, Joined, MAX_LABEL_BYTES, MAX_METRIC_BYTES, MAX_OUTCOMES, Outcome, Value, now_ms,
+    self, Exposure, Joined, LABEL, MAX_LABEL_BYTES, MAX_METRIC_BYTES, MAX_OUTCOMES, Outcome, Value, now_ms,
 };
 use crate::grpc::control::{Answer, answer, name, refused};
 use crate::grpc::{Role, control_only};
-use sconce_core::{PredictionId, abbreviate};
+use sconce_core::{ModelVersion, PredictionId, abbreviate};
+use sconce_monitor::PerformanceSpec;
 use sconce_proto::sconce as pb;
 use sconce_proto::sconce::feedback_server::Feedback as Service;
 use sconce_proto::sconce::outcome;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use tonic::{Request, Status};
 
 /// Problems of a call that are said.
 const MAX_PROBLEMS: usize = 8;
+/// Pairs of truth and decision that are worth something.
+const MAX_VALUES: usize = 1024;
 /// How far an outcome may lie in the future: as far as clocks may be apart.
 const AHEAD_MS: u64 = 24 * 3600 * 1000;
 
@@ -41,15 +44,7 @@ impl Service for Feedback {
         let pb::RecordFeedbackRequest { model, outcomes } = request.into_inner();
         let (name, now) = (name(&model)?, now_ms());
         let outcomes = checked(outcomes, now)?;
-        let record = move |registry: &sconce_registry::Registry| {
-            registry.model(&name)?;
-            feedback::record(registry.journal(), &name, outcomes, now)
-        };
-        let done = self.door.models.read(record).await.map_err(refused)?;
-        let counted = &self.door.outcomes;
-        counted.recorded.fetch_add(done.recorded, Ordering::Relaxed);
-        counted.replaced.fetch_add(done.replaced, Ordering::Relaxed);
-        counted.unknown.fetch_add(done.unknown, Ordering::Relaxed);
+        let done = self.door.record_outcomes(name, outcomes, now).await.map_err(refused)?;
         let feedback::Recorded { recorded, replaced, unknown } = done;
         answer(pb::RecordFeedbackResponse { recorded, replaced, unknown })
     }
@@ -79,6 +74,70 @@ impl Service for Feedback {
             next_page_token: next.map_or_else(String::new, |id| id.to_string()),
         })
     }
+
+    async fn get_performance(
+        &self,
+        request: Request<pb::GetPerformanceRequest>,
+    ) -> Answer<pb::GetPerformanceResponse> {
+        control_only(&self.role, "GetPerformance")?;
+        let asked = request.into_inner();
+        let name = name(&asked.model)?;
+        self.door.models.registry().map_err(refused)?;
+        let performances = self.door.performances.clone();
+        let performances = performances.ok_or_else(|| Status::failed_precondition("no feedback is kept"))?;
+        let version = match asked.version.clone() {
+            text if text.is_empty() => None,
+            text => {
+                let of = name.clone();
+                let read = self.door.models.read(move |registry| registry.resolve(&of, &text));
+                Some(read.await.map_err(refused)?)
+            }
+        };
+        let question = question(asked, version, performances.spec)?;
+        let answered = performances.ask(name, question).await.map_err(refused)?;
+        let versions = answered.reports.into_iter().map(|(version, variant, report)| {
+            let report_json = serde_json::to_string(&report)
+                .map_err(|error| Status::internal(format!("the report cannot be written: {error}")))?;
+            Ok(pb::VersionPerformance { version, variant, report_json })
+        });
+        answer(pb::GetPerformanceResponse {
+            versions: versions.collect::<Result<_, Status>>()?,
+            predictions: answered.predictions,
+            cut: answered.cut,
+        })
+    }
+}
+
+/// What is asked, on top of what is configured.
+///
+/// # Errors
+/// `InvalidArgument` with what is wrong.
+fn question(
+    asked: pb::GetPerformanceRequest,
+    version: Option<ModelVersion>,
+    configured: PerformanceSpec,
+) -> Result<Question, Status> {
+    let pb::GetPerformanceRequest { from_ms, to_ms, cohort_ms, maturity_ms, by_variant, values, .. } = asked;
+    let spec = PerformanceSpec {
+        cohort_ms: if cohort_ms == 0 { configured.cohort_ms } else { cohort_ms },
+        maturity_ms: maturity_ms.unwrap_or(configured.maturity_ms),
+        ..configured
+    };
+    if values.len() > MAX_VALUES {
+        let message = format!("values: expected at most {MAX_VALUES}, got {}", values.len());
+        return Err(Status::invalid_argument(message));
+    }
+    if let Some(wrong) = values.iter().find(|it| !it.value.is_finite()) {
+        let message = format!("values: expected finite numbers, got {}", wrong.value);
+        return Err(Status::invalid_argument(message));
+    }
+    Ok(Question {
+        made: (from_ms, if to_ms == 0 { u64::MAX } else { to_ms }),
+        version,
+        by_variant,
+        spec,
+        values: values.into_iter().map(|it| ((it.truth, it.decision), it.value)).collect(),
+    })
 }
 
 /// What a call records, or all that is wrong with it.
@@ -129,7 +188,7 @@ fn check(outcome: pb::Outcome, now: u64) -> Result<(PredictionId, Outcome), Stri
         return Err("second: expected only beside a number".to_owned());
     }
     let metric = match (metric.as_str(), &value) {
-        ("", Value::Label(_)) => "label".to_owned(),
+        ("", Value::Label(_)) => LABEL.to_owned(),
         ("", Value::Converted(_)) => "conversion".to_owned(),
         _ => metric,
     };

@@ -1,11 +1,12 @@
 //! `sconce.v1.Health`, on the control listener.
 
 use crate::door::Door;
+use crate::feedback::performance;
 use crate::grpc::control::{Answer, answer, name, refused};
 use crate::models::{State, UNLOADED};
 use crate::monitors::{self, Glance, Watched};
 use crate::objectives::{Kept, Objective, Report, SPANS, Severity, Standing};
-use sconce_core::abbreviate;
+use sconce_core::{ModelName, ModelVersion, abbreviate};
 use sconce_proto::sconce as pb;
 use sconce_proto::sconce::HealthStatus;
 use sconce_proto::sconce::health_server::Health as Service;
@@ -62,6 +63,14 @@ impl Service for HealthReports {
             let detail =
                 format!("{} versions are watched, {} have drifted", all.len(), alerts.len() - before);
             components.push(component("monitors", HealthStatus::Healthy, detail));
+        }
+        if let Some(performances) = &self.door.performances {
+            let all = performances.all();
+            let before = alerts.len();
+            alerts.extend(all.iter().filter_map(|(name, version, glance)| degraded(name, *version, glance)));
+            let detail =
+                format!("labels came for {} versions, {} do worse", all.len(), alerts.len() - before);
+            components.push(component("performance", HealthStatus::Healthy, detail));
         }
         if !model.is_empty() {
             alerts.retain(|alert| alert.model.is_empty() || alert.model == model);
@@ -193,6 +202,31 @@ fn drifted(watched: &Watched) -> Option<pb::Alert> {
         model: watched.model.to_string(),
         summary: format!("version {}: {what} drifted, {failed} checks of quality failed", watched.version),
         since_ms: i64::try_from(since_ms).unwrap_or_default(),
+    })
+}
+
+/// The alert of a version that does worse than it did.
+fn degraded(name: &ModelName, version: ModelVersion, glance: &performance::Glance) -> Option<pb::Alert> {
+    if glance.state != sconce_monitor::State::Drifted {
+        return None;
+    }
+    let latest = glance.latest.as_ref();
+    let figure = |what: &str, of: Option<(f64, Option<f64>)>| {
+        let (now, then) = of?;
+        Some(format!(
+            "{what} {now:.3}{}",
+            then.map_or_else(String::new, |then| format!(", it was {then:.3}"))
+        ))
+    };
+    let figure = figure("accuracy", latest.and_then(|it| it.accuracy))
+        .or_else(|| figure("mean absolute error", latest.and_then(|it| it.error)));
+    let labelled = latest.map_or(0, |it| it.labelled);
+    Some(pb::Alert {
+        name: "SconceAccuracyDrop".to_owned(),
+        severity: WARNING.to_owned(),
+        model: name.to_string(),
+        summary: format!("version {version}: {}, by {labelled} labels", figure.unwrap_or_default()),
+        since_ms: i64::try_from(glance.since_ms).unwrap_or_default(),
     })
 }
 

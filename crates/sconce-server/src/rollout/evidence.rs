@@ -1,11 +1,13 @@
 //! What a rollout's controller knows of the candidate and of the control: what was counted since it began to look.
 
 use super::Stored;
+use crate::feedback::performance::Labels;
 use crate::shadow::Findings;
 use crate::traffic::{self, LiveRoute, Tally, Times};
 use sconce_core::ErrorCode;
 use sconce_traffic::compare::Share;
 use sconce_traffic::rollout::{Counts, Evidence};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The evidence of one rollout.
@@ -15,6 +17,7 @@ pub(super) struct Gathered {
     control: Answers,
     candidate: Answers,
     mirrored: Mirrored,
+    labels: Labelled,
 }
 
 /// What a variant answered.
@@ -26,6 +29,15 @@ struct Answers {
     counts: Counts,
     /// Since the stage began.
     times: Times,
+}
+
+/// What labels say of both: of decisions since the rollout began.
+#[derive(Default)]
+struct Labelled {
+    /// What they said when the epoch began. That was counted before.
+    before: Option<[Labels; 2]>,
+    /// Of the control and of the candidate.
+    now: [Labels; 2],
 }
 
 /// What the candidate saw as a shadow.
@@ -45,6 +57,7 @@ impl Gathered {
             control: Answers::default(),
             candidate: Answers::default(),
             mirrored: Mirrored::default(),
+            labels: Labelled::default(),
         };
         gathered.look(route, stored);
         for answers in [&mut gathered.control, &mut gathered.candidate] {
@@ -67,14 +80,23 @@ impl Gathered {
         self.candidate.look(tally(&stored.candidate_variant));
         self.mirrored.look(lane.map(|lane| &lane.findings));
         let Share { count: disagreeing, of: mirrored } = self.mirrored.disagreement;
+        let [control, candidate] = self.labels.since();
+        let with = |counts: Counts, Labels { labelled, right }| Counts { labelled, right, ..counts };
         Evidence {
             epoch: self.epoch,
-            control: self.control.counts,
-            candidate: Counts { mirrored, disagreeing, ..self.candidate.counts },
+            control: with(self.control.counts, control),
+            candidate: with(Counts { mirrored, disagreeing, ..self.candidate.counts }, candidate),
             control_latency: Evidence::latencies(self.control.times.seconds()),
             candidate_latency: Evidence::latencies(self.candidate.times.seconds()),
             facts: Default::default(),
         }
+    }
+
+    /// Takes what labels say of decisions since the rollout began, by variant.
+    pub(super) fn labels(&mut self, by_variant: &BTreeMap<String, Labels>, stored: &Stored) {
+        let of = |label: &str| by_variant.get(label).copied().unwrap_or_default();
+        self.labels.now = [of(&stored.control_variant), of(&stored.candidate_variant)];
+        self.labels.before.get_or_insert(self.labels.now);
     }
 
     /// Latencies are those of a stage.
@@ -98,6 +120,17 @@ impl Answers {
         self.counts.successes += after.successes.saturating_sub(before.successes);
         self.times.merge(&now.times.since(&self.last.times));
         self.last = now;
+    }
+}
+
+impl Labelled {
+    fn since(&self) -> [Labels; 2] {
+        let since = |(now, before): (Labels, Labels)| Labels {
+            labelled: now.labelled.saturating_sub(before.labelled),
+            right: now.right.saturating_sub(before.right),
+        };
+        let before = self.before.unwrap_or_default();
+        [since((self.now[0], before[0])), since((self.now[1], before[1]))]
     }
 }
 

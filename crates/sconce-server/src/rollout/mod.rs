@@ -9,6 +9,7 @@ mod stored;
 pub(crate) use stored::Stored;
 
 use crate::feedback::now_ms;
+use crate::feedback::performance::labels_by_variant;
 use crate::models::{Models, route_change};
 use crate::monitors::{Monitors, Standing};
 use crate::operation::{operation, traced};
@@ -18,7 +19,7 @@ use sconce_core::{Error, ErrorCode, ModelName, Result};
 use sconce_registry::{AliasMove, By, DocumentChange, Registry, RegistryError, Together, limits};
 use sconce_telemetry::metrics::{RolloutSample, RolloutsSample};
 use sconce_traffic::rollout::{
-    Action, End, Event, Fact, GateVerdict, Phase, Plan, Rollout, Wanted, WrongPhase,
+    Action, End, Event, Fact, Gate, GateVerdict, Phase, Plan, Rollout, Wanted, WrongPhase,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,6 +35,9 @@ pub(crate) const KIND: &str = "rollout";
 const DRIFT: &str = "drift";
 /// How often a controller looks at the evidence.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often it reads the labels that came, and what part of the time that takes at most: one in so many.
+const LABELS: Duration = Duration::from_secs(2);
+const LABELS_REST: u32 = 50;
 /// How often it stores what it has counted, if nothing happens that is stored anyway: what a kill can lose.
 const NOTE: Duration = Duration::from_secs(10);
 /// The first pause after a change that failed, and the longest: each is twice as long as the one before.
@@ -244,6 +248,8 @@ impl Rollouts {
         let seen = Arc::new(Seen { model: name.clone(), revision, stored, problem: None });
         let (sender, receiver) = watch::channel(Arc::clone(&seen));
         let (orders, waiting) = mpsc::channel(MAX_ORDERS);
+        let gates = &seen.stored.rollout.plan().gates;
+        let asks_labels = gates.iter().any(|gate| matches!(gate, Gate::Accuracy { .. }));
         let gathered = Gathered::begin(self.models.live_route(name.as_str()).as_deref(), &seen.stored);
         let controller = Controller {
             models: Arc::clone(&self.models),
@@ -254,6 +260,7 @@ impl Rollouts {
             gathered,
             noted_at: Instant::now(),
             retry: None,
+            labels_at: asks_labels.then(Instant::now),
         };
         let handle = Handle { orders, seen: receiver };
         self.under_way().insert(name.clone(), handle.clone());
@@ -375,6 +382,8 @@ struct Controller {
     noted_at: Instant,
     /// When a change that failed is tried again, and the pause before that.
     retry: Option<(Instant, Duration)>,
+    /// When labels are read next, if a gate asks for them.
+    labels_at: Option<Instant>,
 }
 
 impl Controller {
@@ -415,8 +424,24 @@ impl Controller {
         is_shown.then(|| (DRIFT.to_owned(), Fact::State(standing.as_str().to_owned())))
     }
 
+    /// Reads what labels say, when that is due.
+    async fn read_labels(&mut self) {
+        if self.labels_at.is_none_or(|at| Instant::now() < at) {
+            return;
+        }
+        let Seen { model, stored, .. } = &self.now;
+        let (of, (since_ms, ..), began) = (model.clone(), stored.rollout.times_ms(), Instant::now());
+        let read = move |registry: &Registry| labels_by_variant(registry.journal(), &of, since_ms, now_ms());
+        match self.models.read(read).await {
+            Ok(labels) => self.gathered.labels(&labels, stored),
+            Err(error) => tracing::warn!(%model, %error, "the labels of a rollout cannot be read"),
+        }
+        self.labels_at = Some(Instant::now() + LABELS.max(began.elapsed() * LABELS_REST));
+    }
+
     /// Looks at the evidence, and does what follows from it.
     async fn look(&mut self) {
+        self.read_labels().await;
         let route = self.models.live_route(self.now.model.as_str());
         let mut evidence = self.gathered.look(route.as_deref(), &self.now.stored);
         evidence.facts.extend(self.drift());

@@ -1,11 +1,12 @@
 //! A rollout as it is stored, and the route that it asks for.
 
 use super::{DRIFT, KIND, refuse_by_hand};
+use crate::feedback::performance::has_labels;
 use crate::models::CHAMPION;
 use crate::traffic;
 use sconce_core::{Error, ModelName, ModelVersion, Result};
 use sconce_registry::{Document, Names, Registry, RegistryError};
-use sconce_traffic::rollout::{Action, Phase, Plan, Rollout, SHADOW_DISAGREEMENT, Wanted};
+use sconce_traffic::rollout::{ACCURACY, Action, Phase, Plan, Rollout, SHADOW_DISAGREEMENT, Wanted};
 use sconce_traffic::route::{RouteSpec, ShadowSpec, SplitSpec, Target};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -52,6 +53,9 @@ impl Stored {
         // One that is none is a problem of the plan, and told with the others.
         if registry.resolve(name, &plan.candidate).is_ok_and(is_watched) {
             known.insert(DRIFT.to_owned());
+        }
+        if has_labels(registry.journal(), name, now_ms)? {
+            known.insert(ACCURACY.to_owned());
         }
         let alias = plan.alias.clone();
         let begun = Rollout::start(plan, &known, now_ms);

@@ -46,10 +46,19 @@ impl Confusion {
     /// # Errors
     /// A class that is not below the number of classes.
     pub fn update(&mut self, label: usize, decision: usize) -> Result<()> {
+        self.update_times(label, decision, 1)
+    }
+
+    /// Takes a decision that was made so many `times`.
+    ///
+    /// # Errors
+    /// A class that is not below the number of classes.
+    pub fn update_times(&mut self, label: usize, decision: usize, times: u64) -> Result<()> {
         for (name, class) in [("label", label), ("decision", decision)] {
             in_range(name, class as f64, class < self.classes, "a class")?;
         }
-        self.counts[label * self.classes + decision] += 1;
+        let count = &mut self.counts[label * self.classes + decision];
+        *count = count.saturating_add(times);
         Ok(())
     }
 

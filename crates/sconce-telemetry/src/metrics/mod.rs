@@ -9,7 +9,7 @@ mod text;
 mod traffic;
 mod triton;
 
-pub use monitors::MonitorSample;
+pub use monitors::{MonitorSample, PerformanceSample};
 pub use rollouts::{RolloutSample, RolloutsSample};
 pub use text::Format;
 pub use traffic::{ShadowSample, VariantSample};
@@ -251,6 +251,8 @@ pub struct Scrape {
     pub monitors: Vec<MonitorSample>,
     /// What they take requests from, where there is a registry.
     pub monitors_sink: Option<SinkSample>,
+    /// Versions that labels came for.
+    pub performances: Vec<PerformanceSample>,
     /// The process, where the system tells of it.
     pub process: Option<ProcessSample>,
     /// The runtime.
@@ -309,6 +311,7 @@ impl Collector for Scrape {
         self.encode_shadows(&mut encoder)?;
         self.encode_rollouts(&mut encoder)?;
         self.encode_monitors(&mut encoder)?;
+        self.encode_performances(&mut encoder)?;
         if self.triton_names { self.encode_triton_names(&mut encoder) } else { Ok(()) }
     }
 }

@@ -23,7 +23,72 @@ pub struct MonitorSample {
     pub psi: Vec<(String, f64)>,
 }
 
+/// What labels say of a version at the time of a scrape: of the latest cohort whose labels had time to come.
+#[derive(Debug, Clone, Default)]
+pub struct PerformanceSample {
+    /// The model's name.
+    pub model: String,
+    /// The version.
+    pub version: String,
+    /// How it stands.
+    pub state: &'static str,
+    /// Labels of the cohort.
+    pub labelled: Option<u64>,
+    /// The share of its predictions that have one.
+    pub coverage: Option<f64>,
+    /// The accuracy, and what it is held against.
+    pub accuracy: Option<(f64, Option<f64>)>,
+    /// The mean absolute error, likewise.
+    pub mean_absolute_error: Option<(f64, Option<f64>)>,
+}
+
 impl Scrape {
+    pub(super) fn encode_performances(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let labels = |it: &PerformanceSample| [("model", it.model.clone()), ("version", it.version.clone())];
+        let help = "How a version does by its labels: 1 of one state";
+        let mut family =
+            encoder.encode_descriptor("sconce_performance_state", help, None, MetricType::Gauge)?;
+        for sample in &self.performances {
+            let [model, version] = labels(sample);
+            let state = ("state", sample.state.to_owned());
+            family.encode_family(&[model, version, state])?.encode_gauge(&1_i64)?;
+        }
+        type Value = fn(&PerformanceSample) -> Option<f64>;
+        let gauges: [(&str, &str, Value); 6] = [
+            ("sconce_accuracy_ratio", "Decisions of the latest mature cohort that were right", |it| {
+                it.accuracy.map(|(now, _)| now)
+            }),
+            ("sconce_accuracy_baseline_ratio", "What sconce_accuracy_ratio is held against", |it| {
+                it.accuracy.and_then(|(_, then)| then)
+            }),
+            ("sconce_mean_absolute_error", "How far numbers of the latest mature cohort were off", |it| {
+                it.mean_absolute_error.map(|(now, _)| now)
+            }),
+            (
+                "sconce_mean_absolute_error_baseline",
+                "What sconce_mean_absolute_error is held against",
+                |it| it.mean_absolute_error.and_then(|(_, then)| then),
+            ),
+            (
+                "sconce_label_coverage_ratio",
+                "Noted predictions of the latest mature cohort with a label",
+                |it| it.coverage,
+            ),
+            ("sconce_cohort_labels", "Labels of the latest mature cohort", |it| {
+                it.labelled.map(|labelled| labelled as f64)
+            }),
+        ];
+        for (name, help, value) in gauges {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for sample in &self.performances {
+                if let Some(value) = value(sample).filter(|value| value.is_finite()) {
+                    family.encode_family(&labels(sample))?.encode_gauge(&value)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn encode_monitors(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let labels = |it: &MonitorSample| [("model", it.model.clone()), ("version", it.version.clone())];
         let help = "How a watched version stands against its reference: 1 of one state";
@@ -87,12 +152,25 @@ mod tests {
             rows: 7,
             psi: psi.collect(),
         };
-        let scrape = Scrape { monitors: vec![monitor], ..Scrape::default() };
+        let performance = PerformanceSample {
+            model: "m".to_owned(),
+            version: "2".to_owned(),
+            state: "degraded",
+            labelled: Some(200),
+            coverage: Some(0.5),
+            accuracy: Some((0.75, Some(0.875))),
+            mean_absolute_error: None,
+        };
+        let scrape = Scrape { monitors: vec![monitor], performances: vec![performance], ..Scrape::default() };
         let text = encode(scrape, Format::Text).unwrap();
         for line in [
             "sconce_drift_state{model=\"m\",version=\"2\",state=\"drifted\"} 1",
             "sconce_drift_psi{model=\"m\",version=\"2\",feature=\"f39\"} 39.0",
             "sconce_monitor_rows_total{model=\"m\",version=\"2\"} 7",
+            "sconce_performance_state{model=\"m\",version=\"2\",state=\"degraded\"} 1",
+            "sconce_accuracy_ratio{model=\"m\",version=\"2\"} 0.75",
+            "sconce_accuracy_baseline_ratio{model=\"m\",version=\"2\"} 0.875",
+            "sconce_label_coverage_ratio{model=\"m\",version=\"2\"} 0.5",
         ] {
             assert!(text.lines().any(|it| it == line), "{line}\nnot in\n{text}");
         }

@@ -31,6 +31,8 @@ pub struct ShadowSample {
     pub offered: u64,
     /// What of them was answered and compared.
     pub compared: u64,
+    /// Those of them that it answered otherwise.
+    pub disagreed: u64,
     /// What never ran, by the reason.
     pub dropped: BTreeMap<&'static str, u64>,
     /// What failed, by the name of the status.
@@ -66,6 +68,7 @@ pub(super) fn bound_shadows(shadows: &mut Vec<ShadowSample>) {
     for shadow in shadows.drain(MAX_VERSIONS..) {
         other.offered += shadow.offered;
         other.compared += shadow.compared;
+        other.disagreed += shadow.disagreed;
         other.waiting += shadow.waiting;
         for (sum, more) in [(&mut other.dropped, shadow.dropped), (&mut other.failed, shadow.failed)] {
             more.into_iter().for_each(|(reason, count)| *sum.entry(reason).or_default() += count);
@@ -79,10 +82,13 @@ impl Scrape {
         type CountOf = fn(&ShadowSample) -> u64;
         type CountsOf = fn(&ShadowSample) -> &BTreeMap<&'static str, u64>;
         let labels = |it: &ShadowSample| [("model", it.model.clone()), ("variant", it.variant.clone())];
-        let counters: [(&str, &str, CountOf); 2] = [
+        let counters: [(&str, &str, CountOf); 3] = [
             ("sconce_shadow_offered", "Answered requests that a shadow was to see", |it| it.offered),
             ("sconce_shadow_compared", "Requests that a shadow answered and that were compared", |it| {
                 it.compared
+            }),
+            ("sconce_shadow_disagreed", "Compared requests that a shadow answered otherwise", |it| {
+                it.disagreed
             }),
         ];
         for (name, help, of) in counters {
