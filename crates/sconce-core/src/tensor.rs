@@ -80,6 +80,30 @@ impl Tensor {
         self.chunks(DataType::Int64).map(i64::from_le_bytes)
     }
 
+    /// The same numbers in another floating-point type, each the nearest there is in it; `None` where either type is not one.
+    pub fn to_float(&self, datatype: DataType) -> Option<Self> {
+        let numbers: Vec<f64> = match self.datatype {
+            DataType::Fp64 => self.chunks(DataType::Fp64).map(f64::from_le_bytes).collect(),
+            DataType::Fp32 => self.f32_values().map(f64::from).collect(),
+            DataType::Fp16 => {
+                self.chunks(DataType::Fp16).map(|it| half::f16::from_le_bytes(it).to_f64()).collect()
+            }
+            DataType::Bf16 => {
+                self.chunks(DataType::Bf16).map(|it| half::bf16::from_le_bytes(it).to_f64()).collect()
+            }
+            _ => return None,
+        };
+        let numbers = numbers.into_iter();
+        let data: Vec<u8> = match datatype {
+            DataType::Fp64 => numbers.flat_map(f64::to_le_bytes).collect(),
+            DataType::Fp32 => numbers.flat_map(|it| (it as f32).to_le_bytes()).collect(),
+            DataType::Fp16 => numbers.flat_map(|it| half::f16::from_f64(it).to_le_bytes()).collect(),
+            DataType::Bf16 => numbers.flat_map(|it| half::bf16::from_f64(it).to_le_bytes()).collect(),
+            _ => return None,
+        };
+        Some(Self { datatype, shape: self.shape.clone(), data: data.into() })
+    }
+
     fn chunks<const N: usize>(&self, wanted: DataType) -> impl ExactSizeIterator<Item = [u8; N]> + '_ {
         let data: &[u8] = if self.datatype == wanted { &self.data } else { &[] };
         data.as_chunks::<N>().0.iter().copied()
@@ -162,5 +186,26 @@ mod tests {
         assert!(Tensor::new(DataType::Bytes, vec![3], data.slice(..data.len() - 1)).is_err());
         let lying = Bytes::from_static(&[0xff, 0xff, 0xff, 0xff, 1]);
         assert!(Tensor::new(DataType::Bytes, vec![1], lying).is_err());
+    }
+
+    #[test]
+    fn numbers_become_the_nearest_of_another_precision() {
+        let data: Vec<u8> =
+            [1.5, -0.1, f64::NAN, 1e300].iter().flat_map(|it: &f64| it.to_le_bytes()).collect();
+        let wide = Tensor::new(DataType::Fp64, vec![2, 2], data.into()).unwrap();
+        let single = wide.to_float(DataType::Fp32).unwrap();
+        let values: Vec<f32> = single.f32_values().collect();
+        assert_eq!((single.shape(), &values[..2], values[3]), (&[2, 2][..], &[1.5, -0.1][..], f32::INFINITY));
+        assert!(values[2].is_nan());
+        for datatype in [DataType::Fp16, DataType::Bf16] {
+            let half = single.to_float(datatype).unwrap();
+            assert_eq!((half.datatype(), half.data().len()), (datatype, 8));
+            let back = half.to_float(DataType::Fp64).unwrap();
+            assert_eq!(back.data()[..8], 1.5_f64.to_le_bytes());
+        }
+        assert_eq!(wide.to_float(DataType::Fp64).unwrap().data()[..24], wide.data()[..24]);
+        assert!(wide.to_float(DataType::Int64).is_none());
+        let whole = Tensor::new(DataType::Int64, vec![1], vec![0; 8].into()).unwrap();
+        assert!(whole.to_float(DataType::Fp32).is_none());
     }
 }

@@ -4,7 +4,8 @@ use super::ensemble::read_tensors;
 use crate::files::Folder;
 use crate::keys::Keys;
 use crate::{ModelSettings, Problems};
-use sconce_core::{Ensemble, Signature, abbreviate};
+use sconce_core::{Ensemble, Signature, TensorSpec, abbreviate};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Where a remote model is, and how it is called.
@@ -30,6 +31,10 @@ pub struct Remote {
     pub certificates: Vec<u8>,
     /// What the model takes and gives, if `model.toml` says it; else the server is asked.
     pub signature: Option<Signature>,
+    /// What the server calls inputs, by our names for them, where it calls them otherwise.
+    pub inputs_there: BTreeMap<String, String>,
+    /// The same of outputs.
+    pub outputs_there: BTreeMap<String, String>,
 }
 
 /// The longest name of a remote's model or version: the servers have their own rules.
@@ -81,6 +86,9 @@ impl Remote {
         if model.is_empty() {
             problems.push(keys.message("model", "expected the name the server knows it by, got nothing"));
         }
+        let declared = signature.as_ref();
+        let inputs_there = read_names("inputs", declared.map(|it| &*it.inputs), &mut keys, problems);
+        let outputs_there = read_names("outputs", declared.map(|it| &*it.outputs), &mut keys, problems);
         let connections = keys.take_in("connections", 1..=64, problems).unwrap_or(2);
         let max_concurrency = keys.take_in("max_concurrency", 1..=65_536, problems).unwrap_or(64);
         let timeout_ms: u64 = keys.take_in("timeout_ms", 1..=3_600_000, problems).unwrap_or(10_000);
@@ -120,6 +128,8 @@ impl Remote {
             retries,
             certificates,
             signature,
+            inputs_there,
+            outputs_there,
         })
     }
 
@@ -135,6 +145,28 @@ impl Remote {
             || Signature { inputs: vec![], outputs: vec![], max_batch_size: settings.max_batch_size };
         self.signature.clone().unwrap_or_else(unknown)
     }
+}
+
+/// Takes a table of the server's names and ours. What is returned is by ours.
+fn read_names(
+    key: &'static str,
+    declared: Option<&[TensorSpec]>,
+    keys: &mut Keys,
+    problems: &mut Problems,
+) -> BTreeMap<String, String> {
+    let mut names = BTreeMap::new();
+    for (theirs, ours) in keys.take::<BTreeMap<String, String>>(key, problems).unwrap_or_default() {
+        if declared.is_some_and(|specs| specs.iter().all(|spec| spec.name != ours)) {
+            let got = abbreviate(&ours);
+            problems.push(keys.message(key, &format!("expected a name of `[[{key}]]`, got {got:?}")));
+        } else if theirs.is_empty() || theirs.len() > MAX_NAME_BYTES {
+            problems.push(keys.message(key, &format!("expected names of 1 to {MAX_NAME_BYTES} bytes")));
+        } else if let Some(other) = names.insert(ours.clone(), theirs) {
+            let (ours, other) = (abbreviate(&ours), abbreviate(&other));
+            problems.push(keys.message(key, &format!("{ours:?} is there twice: {other:?} is it already")));
+        }
+    }
+    names
 }
 
 /// Whether it is https, and `host:port`. A path, a user or a query is none.
@@ -190,6 +222,16 @@ mod tests {
     }
 
     #[test]
+    fn tensors_may_be_called_otherwise_over_there() {
+        let text = "family = 'remote'\n[remote]\nurl = 'http://h:1'\nmodel = 'm'\n\
+                    inputs = { input-0 = 'x' }\noutputs = { predict_proba = 'probabilities' }";
+        let package = open(text).unwrap();
+        let remote = package.remote().unwrap();
+        assert_eq!(remote.inputs_there, [("x".to_owned(), "input-0".to_owned())].into());
+        assert_eq!(remote.outputs_there, [("probabilities".to_owned(), "predict_proba".to_owned())].into());
+    }
+
+    #[test]
     fn without_tensors_the_server_is_asked() {
         let package = open("family = 'remote'\n[remote]\nurl = 'http://[::1]:80'\nmodel = 'm'").unwrap();
         assert!(package.remote().unwrap().signature.is_none() && package.signature.inputs.is_empty());
@@ -212,6 +254,15 @@ mod tests {
             ("[remote]\nmodel = 'm'\nurl = 'https://h:1'\nca_file = '../a.pem'", "../a.pem"),
             ("[remote]\nmodel = 'm'\nurl = 'https://h:1'\ntoken = 'x'", "unknown key `token`"),
             ("threads = 2\n[remote]\nmodel = 'm'\nurl = 'http://h:1'", "unknown key `threads`"),
+            (
+                "[remote]\nmodel = 'm'\nurl = 'http://h:1'\ninputs = { a = 'x', b = 'x' }",
+                "\"x\" is there twice: \"a\" is it already",
+            ),
+            (
+                "[remote]\nmodel = 'm'\nurl = 'http://h:1'\noutputs = { a = 'z' }\n[[inputs]]\nname = 'x'\n\
+                 datatype = 'FP32'\nshape = [-1]\n[[outputs]]\nname = 'y'\ndatatype = 'FP32'\nshape = [-1]",
+                "`outputs`: expected a name of `[[outputs]]`, got \"z\"",
+            ),
             (
                 "[remote]\nmodel = 'm'\nurl = 'http://h:1'\n[[inputs]]\nname = 'x'\ndatatype = 'FP32'\nshape = [-1]",
                 "or neither",

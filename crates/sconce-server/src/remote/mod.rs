@@ -15,6 +15,7 @@ use sconce_proto::inference::ModelMetadataResponse;
 use sconce_proto::inference::model_metadata_response::TensorMetadata;
 use sconce_telemetry::metrics::RemoteSample;
 use sconce_telemetry::traces::RequestTrace;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -34,6 +35,9 @@ const FIRST_RETRIES: u64 = 10;
 pub(crate) struct RemoteModel {
     remote: Remote,
     signature: Signature,
+    /// What the server calls the signature's inputs and outputs.
+    inputs_there: Box<[String]>,
+    outputs_there: Box<[String]>,
     options: Options,
     clients: Mutex<Box<[Client]>>,
     next_client: AtomicUsize,
@@ -77,7 +81,7 @@ impl RemoteModel {
             Some(signature) => signature.clone(),
             None => {
                 let metadata = client.model_metadata(&remote.model, &remote.version).await.map_err(at)?;
-                signature_of(&metadata, settings.max_batch_size).map_err(|problem| {
+                signature_of(&metadata, &remote, settings.max_batch_size).map_err(|problem| {
                     let message = format!(
                         "{}: {problem}: say what model `{}` takes and gives in `[[inputs]]` and `[[outputs]]`",
                         remote.authority, remote.model
@@ -88,6 +92,8 @@ impl RemoteModel {
         };
         let clients = clients(&remote, &options)?;
         Ok(Self {
+            inputs_there: names_there(&signature.inputs, &remote.inputs_there),
+            outputs_there: names_there(&signature.outputs, &remote.outputs_there),
             signature,
             options,
             clients: Mutex::new(clients),
@@ -171,13 +177,13 @@ impl RemoteModel {
     /// The request as it goes out.
     fn call(&self, request: &mut Request, trace: &RequestTrace) -> InferRequest {
         let mut call = InferRequest::new(&self.remote.model).version(&self.remote.version);
-        for (at, spec) in self.signature.inputs.iter().enumerate() {
+        for (at, name) in self.inputs_there.iter().enumerate() {
             if let Some(tensor) = request.inputs.take(at) {
-                call = call.input(&spec.name, tensor);
+                call = call.input(name, tensor);
             }
         }
-        for spec in &self.signature.outputs {
-            call = call.output(&spec.name);
+        for name in &self.outputs_there {
+            call = call.output(name);
         }
         call = call.metadata("traceparent", trace.traceparent(trace.sampled == Some(true)));
         if let Some(state) = &trace.state {
@@ -270,13 +276,18 @@ impl RemoteModel {
 
     /// The answer's tensors in the signature's order, if they are what it says.
     fn checked(&self, mut answer: InferResponse, rows: usize) -> Result<InferOutput> {
-        let output = |spec: &TensorSpec| {
+        let output = |(spec, theirs): (&TensorSpec, &String)| {
             let garbage = |problem: String| {
-                Error::internal(format!("{}: output `{}`: {problem}", self.remote.authority, spec.name))
+                Error::internal(format!("{}: output `{theirs}`: {problem}", self.remote.authority))
             };
-            let at = answer.outputs.iter().position(|(name, _)| *name == spec.name);
+            let at = answer.outputs.iter().position(|(name, _)| name == theirs);
             let at = at.ok_or_else(|| garbage("it is missing from the answer".to_owned()))?;
             let (_, tensor) = answer.outputs.swap_remove(at);
+            // Many a server computes in FP64 whatever it is asked in: that much of a difference is no garbage.
+            let tensor = match tensor.datatype() == spec.datatype {
+                true => tensor,
+                false => tensor.to_float(spec.datatype).unwrap_or(tensor),
+            };
             if tensor.datatype() != spec.datatype || !spec.accepts(tensor.shape()) || tensor.rows() != rows {
                 return Err(garbage(format!(
                     "expected {} {} with {rows} rows, got {} {:?}",
@@ -288,7 +299,8 @@ impl RemoteModel {
             }
             Ok(tensor)
         };
-        Ok(InferOutput { tensors: self.signature.outputs.iter().map(output).collect::<Result<_>>()? })
+        let outputs = self.signature.outputs.iter().zip(&self.outputs_there);
+        Ok(InferOutput { tensors: outputs.map(output).collect::<Result<_>>()? })
     }
 }
 
@@ -316,15 +328,38 @@ fn of_client(error: &sconce_client::Error, remote: &Remote) -> Error {
     if code == ErrorCode::ResourceExhausted { ours.with_retry_after(PATIENCE) } else { ours }
 }
 
-/// What a server says a model takes and gives.
-fn signature_of(metadata: &ModelMetadataResponse, max_batch_size: usize) -> Result<Signature, String> {
-    let specs = |kind: &str, tensors: &[TensorMetadata]| {
+/// What the server calls the tensors of `specs`.
+fn names_there(specs: &[TensorSpec], there: &BTreeMap<String, String>) -> Box<[String]> {
+    specs.iter().map(|spec| there.get(&spec.name).unwrap_or(&spec.name).clone()).collect()
+}
+
+/// What a server says a model takes and gives, by our names.
+fn signature_of(
+    metadata: &ModelMetadataResponse,
+    remote: &Remote,
+    max_batch_size: usize,
+) -> Result<Signature, String> {
+    let specs = |kind: &str, tensors: &[TensorMetadata], there: &BTreeMap<String, String>| {
         if tensors.is_empty() {
             return Err(format!("it names no {kind}s"));
         }
-        tensors.iter().map(|tensor| spec_of(kind, tensor)).collect::<Result<Vec<_>, _>>()
+        let mut specs = tensors.iter().map(|tensor| spec_of(kind, tensor)).collect::<Result<Vec<_>, _>>()?;
+        let renamed = there.iter().map(|(ours, theirs)| {
+            let at = tensors.iter().position(|tensor| tensor.name == *theirs);
+            at.map(|at| (at, ours)).ok_or_else(|| format!("it names no {kind} `{}`", abbreviate(theirs)))
+        });
+        for (at, ours) in renamed.collect::<Result<Vec<_>, _>>()? {
+            specs[at].name.clone_from(ours);
+        }
+        let mut names: Vec<_> = specs.iter().map(|spec| &*spec.name).collect();
+        names.sort_unstable();
+        match names.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(format!("{kind} `{}` would be there twice", abbreviate(pair[0]))),
+            None => Ok(specs),
+        }
     };
-    let (inputs, outputs) = (specs("input", &metadata.inputs)?, specs("output", &metadata.outputs)?);
+    let inputs = specs("input", &metadata.inputs, &remote.inputs_there)?;
+    let outputs = specs("output", &metadata.outputs, &remote.outputs_there)?;
     Ok(Signature { inputs, outputs, max_batch_size })
 }
 
@@ -362,9 +397,28 @@ mod tests {
         ModelMetadataResponse { outputs: inputs.clone(), inputs, ..ModelMetadataResponse::default() }
     }
 
+    fn remote(there: &[(&str, &str)]) -> Remote {
+        let there = there.iter().map(|(ours, theirs)| ((*ours).to_owned(), (*theirs).to_owned())).collect();
+        Remote {
+            tls: false,
+            authority: "h:1".to_owned(),
+            model: "m".to_owned(),
+            version: String::new(),
+            connections: 1,
+            max_concurrency: 1,
+            timeout: PATIENCE,
+            retries: 0,
+            certificates: Vec::new(),
+            signature: None,
+            inputs_there: there,
+            outputs_there: BTreeMap::new(),
+        }
+    }
+
     #[test]
     fn what_a_server_says_of_its_model_is_taken_up_or_refused_by_name() {
-        let said = signature_of(&metadata(&[("x", "FP32", &[-1, 4]), ("t", "BYTES", &[-1])]), 8).unwrap();
+        let signature_of = |metadata, there| signature_of(&metadata, &remote(there), 8);
+        let said = signature_of(metadata(&[("x", "FP32", &[-1, 4]), ("t", "BYTES", &[-1])]), &[]).unwrap();
         assert_eq!((said.inputs[0].shape.clone(), said.max_batch_size), (vec![None, Some(4)], 8));
         assert_eq!((said.outputs[1].datatype, said.outputs[1].allow_nan), (DataType::Bytes, true));
         for (tensors, expected) in [
@@ -375,7 +429,17 @@ mod tests {
             (&[("x", "FP32", &[-1, -7])], "got [-1, -7]"),
             (&[("x", "TYPE_FP32", &[-1])], "unknown datatype \"TYPE_FP32\""),
         ] {
-            let problem = signature_of(&metadata(tensors), 8).unwrap_err();
+            let problem = signature_of(metadata(tensors), &[]).unwrap_err();
+            assert!(problem.contains(expected), "{problem}");
+        }
+        // By our names, where they are not the same.
+        let both = || metadata(&[("x", "FP32", &[-1]), ("y", "FP32", &[-1])]);
+        let said = signature_of(both(), &[("y", "x"), ("x", "y")]).unwrap();
+        assert_eq!((&*said.inputs[0].name, &*said.inputs[1].name, &*said.outputs[0].name), ("y", "x", "x"));
+        for (there, expected) in
+            [(&[("a", "z")][..], "it names no input `z`"), (&[("y", "x")], "input `y` would be there twice")]
+        {
+            let problem = signature_of(both(), there).unwrap_err();
             assert!(problem.contains(expected), "{problem}");
         }
     }
