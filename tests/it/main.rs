@@ -19,6 +19,7 @@ mod monitor;
 mod packages;
 mod performance;
 mod predictions;
+mod prometheus;
 mod registry;
 mod remote;
 mod rollout;

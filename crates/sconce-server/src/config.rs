@@ -70,6 +70,8 @@ pub struct ServerConfig {
     pub feedback: Feedback,
     /// How performance is followed by the labels that come.
     pub performance: PerformanceSpec,
+    /// Whom rollouts' gates ask.
+    pub prometheus: Prometheus,
     /// Who is told what happens. Default nobody; at most 8.
     pub webhooks: Vec<Webhook>,
 }
@@ -96,6 +98,14 @@ pub struct Limits {
 pub struct Scheduling {
     /// Milliseconds that a batch may take while another model or tenant waits. Default 10, 1 to 1000.
     pub quantum_ms: u64,
+}
+
+/// Whom rollouts' gates ask.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Prometheus {
+    /// Where a Prometheus is, `http://host:port` with or without a path. Default none: no gate asks a query.
+    pub url: Option<String>,
 }
 
 /// Logging.
@@ -133,6 +143,7 @@ impl Default for ServerConfig {
             prediction_log: PredictionLog::default(),
             feedback: Feedback::default(),
             performance: PerformanceSpec::default(),
+            prometheus: Prometheus::default(),
             webhooks: Vec::new(),
         }
     }
@@ -303,6 +314,9 @@ impl ServerConfig {
         self.traces.check(&mut check);
         self.prediction_log.check(&mut check);
         self.feedback.check(&mut check);
+        if let Some(Err(error)) = self.prometheus.url.as_deref().map(crate::prometheus::Prometheus::new) {
+            check(false, format!("prometheus.url: {error}"));
+        }
         let performance = self.performance.check();
         check(
             performance.is_ok(),

@@ -10,6 +10,7 @@ use crate::monitors::Monitors;
 use crate::objectives::{Report, TICK, Watch};
 use crate::predictions::PredictionLog;
 use crate::process;
+use crate::prometheus::Prometheus;
 use crate::rollout::Rollouts;
 use crate::shadow::Lane;
 use crate::tenants::TenantTable;
@@ -121,7 +122,13 @@ impl Door {
         Self {
             performances,
             prepare: models.prepare.clone(),
-            rollouts: Arc::new(Rollouts::new(Arc::clone(&models), Arc::clone(&webhooks), monitors.clone())),
+            rollouts: Arc::new(Rollouts::new(
+                Arc::clone(&models),
+                Arc::clone(&webhooks),
+                monitors.clone(),
+                // Checked with the rest of the configuration.
+                config.prometheus.url.as_deref().and_then(|url| Prometheus::new(url).ok()),
+            )),
             models,
             content: Content::new(config.allow_plaintext),
             budget: ByteBudget::new(limits.max_inflight_bytes),

@@ -20,6 +20,7 @@ mod operation;
 mod post;
 mod predictions;
 mod process;
+mod prometheus;
 mod remote;
 mod rollout;
 mod shadow;

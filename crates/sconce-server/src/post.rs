@@ -2,7 +2,7 @@
 
 use crate::sink::Inbox;
 use bytes::Bytes;
-use http::{Request, StatusCode, Uri, header};
+use http::{Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -19,6 +19,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// What is read of an answer.
 const ANSWER_BYTES: usize = 64 << 10;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Where one sink's messages go. It blocks, so it belongs to that sink's thread.
 pub(crate) struct Poster {
@@ -73,7 +75,7 @@ impl Poster {
     }
 
     async fn attempt(&self, message: Message) -> Result<(), Refusal> {
-        let to = self.address();
+        let to = address(&self.uri);
         match tokio::time::timeout(ATTEMPT, self.post(message)).await {
             Ok(Ok(status)) if status.is_success() => Ok(()),
             Ok(Ok(status)) => {
@@ -86,28 +88,40 @@ impl Poster {
         }
     }
 
-    /// One message on a connection of its own; a few a second at most are no reason to keep one.
-    async fn post(&self, message: Message) -> Result<StatusCode, Box<dyn std::error::Error + Send + Sync>> {
-        let host = self.uri.host().unwrap_or_default().trim_matches(['[', ']']);
-        let stream = TcpStream::connect((host, self.uri.port_u16().unwrap_or(80))).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
-        let path = self.uri.path_and_query().map_or("/", |path| path.as_str());
-        let request = Request::post(path).header(header::HOST, self.address());
+    async fn post(&self, message: Message) -> Result<StatusCode, BoxError> {
         let headers = message.headers.into_iter();
-        let request = headers.fold(request, |request, (name, value)| request.header(name, value));
-        let response = sender.send_request(request.body(Full::new(message.body))?).await?;
-        let status = response.status();
-        // Whoever answers at length has answered all the same.
-        let _ = Limited::new(response.into_body(), ANSWER_BYTES).collect().await;
-        Ok(status)
+        let request = headers.fold(Request::builder().method(Method::POST), |request, (name, value)| {
+            request.header(name, value)
+        });
+        Ok(exchange(&self.uri, request.body(Full::new(message.body))?).await?.0)
     }
+}
 
-    /// Host and port. The rest of a URL may hold what only the two of them are to know, so no log has it.
-    fn address(&self) -> &str {
-        let authority = self.uri.authority().map_or("", |authority| authority.as_str());
-        authority.rsplit_once('@').map_or(authority, |(_, address)| address)
-    }
+/// Sends a request to `uri` on a connection of its own, for a few a second at most are no reason to keep one; gives the answer's
+/// status and up to 64 KiB of its body. Of a longer one, which is an answer all the same, nothing.
+///
+/// # Errors
+/// What kept it from being answered.
+pub(crate) async fn exchange(
+    uri: &Uri,
+    mut request: Request<Full<Bytes>>,
+) -> Result<(StatusCode, Bytes), BoxError> {
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(80))).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
+    *request.uri_mut() = uri.path_and_query().map_or("/", |path| path.as_str()).parse()?;
+    request.headers_mut().insert(header::HOST, address(uri).parse()?);
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await;
+    Ok((status, body.map(|body| body.to_bytes()).unwrap_or_default()))
+}
+
+/// Host and port. The rest of a URL may hold what only the two of them are to know, so no log has it.
+fn address(uri: &Uri) -> &str {
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    authority.rsplit_once('@').map_or(authority, |(_, address)| address)
 }
 
 /// The place that `url` names.

@@ -29,7 +29,7 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    /// Begins `plan` for `name`; `is_watched` says it of a candidate. With what is to be done, and the revision of the rollout before it.
+    /// Begins `plan` for `name`; `is_watched` says it of a candidate, and `queries` are those that gave a number. With what is to be done, and the revision of the rollout before it.
     ///
     /// # Errors
     /// `Invalid` with every problem of the plan; `Precondition` while another rollout is under way, where nothing is there to hold
@@ -40,13 +40,14 @@ impl Stored {
         plan: Plan,
         now_ms: u64,
         is_watched: impl FnOnce(ModelVersion) -> bool,
+        queries: impl IntoIterator<Item = String>,
     ) -> Result<(Self, Vec<Action>, Option<u64>), RegistryError> {
         let model = registry.model(name)?;
         let previous = registry.document(name, KIND)?.map(|previous| previous.revision);
         let route = registry.document(name, traffic::KIND)?.map(|route| traffic::parse(&route)).transpose();
         let route = route.map_err(|error| RegistryError::Damaged(error.to_string()))?;
         let route = route.map(|route| route.spec().clone());
-        let mut known = BTreeSet::new();
+        let mut known: BTreeSet<String> = queries.into_iter().collect();
         if route.iter().flat_map(|route| &route.shadows).any(|shadow| shadow.target == plan.candidate) {
             known.insert(SHADOW_DISAGREEMENT.to_owned());
         }
