@@ -14,6 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "sconce/v1/health.proto",
             "sconce/v1/monitor.proto",
             "sconce/v1/registry.proto",
+            "sconce/v1/review.proto",
             "sconce/v1/traffic.proto",
         ],
         [root],

@@ -22,6 +22,7 @@ mod predictions;
 mod prometheus;
 mod registry;
 mod remote;
+mod review;
 mod rollout;
 mod shadow;
 #[path = "../support/mod.rs"]

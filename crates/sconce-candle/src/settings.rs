@@ -1,7 +1,7 @@
 use crate::Problems;
 use crate::device;
 use crate::keys::Keys;
-use sconce_core::{DataPolicy, DeviceId, Keep, abbreviate};
+use sconce_core::{DataPolicy, DeferSpec, DeviceId, Keep, abbreviate};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -126,6 +126,8 @@ pub struct ModelSettings {
     pub prediction_log: Option<f64>,
     /// The share of its predictions that is noted for feedback, 0 to 1. Default what the server says.
     pub feedback: Option<f64>,
+    /// What is left to people. Default nothing.
+    pub review: DeferSpec,
     /// The classes' names, if given.
     pub labels: Option<Vec<String>>,
     /// Figures about the model, such as its accuracy, by name.
@@ -173,6 +175,7 @@ impl ModelSettings {
             data_policy: DataPolicy::default(),
             prediction_log: None,
             feedback: None,
+            review: DeferSpec::default(),
             labels: None,
             metrics: BTreeMap::new(),
         }
@@ -191,6 +194,9 @@ impl ModelSettings {
         settings.data_policy = read_policy(keys, problems);
         settings.prediction_log = read_share("prediction_log", "sample", keys, problems);
         settings.feedback = read_share("feedback", "sample", keys, problems);
+        settings.review = keys.take("review", problems).unwrap_or_default();
+        let of_review = settings.review.problems().into_iter();
+        of_review.for_each(|problem| problems.push(format!("model.toml: review: {problem}")));
         // The rest is about running a model, which an ensemble leaves to its steps; answers are kept a step at a time as well,
         // for other versions may answer the next request.
         if family == Family::Ensemble {

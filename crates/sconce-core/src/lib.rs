@@ -3,6 +3,7 @@
 //!
 //! Nothing here does I/O, reads a clock, or knows a wire format or a model framework.
 
+mod automation;
 mod budget;
 mod datatype;
 mod device;
@@ -17,6 +18,7 @@ mod signature;
 mod stats;
 mod tensor;
 
+pub use automation::{Automation, DeferSpec};
 pub use budget::{ByteBudget, Reservation};
 pub use datatype::DataType;
 pub use device::DeviceId;

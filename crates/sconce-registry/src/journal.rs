@@ -194,6 +194,34 @@ impl Journal {
         Ok(Ticket { shared: Arc::clone(&self.shared), number })
     }
 
+    /// Removes what is under `key`, if there is something: gone at once, and on disk like an append.
+    ///
+    /// # Errors
+    /// `Unavailable` after a write failed; `Internal` when the entry cannot be read.
+    pub fn remove(&self, topic: Topic, key: &[u8]) -> Result<Option<Ticket>> {
+        let mut state = self.shared.lock();
+        if let Some(reason) = &state.failed {
+            return Err(RegistryError::Unwritable(reason.clone()));
+        }
+        let Some(stored) = self.store.get(&record_key(topic, key))? else { return Ok(None) };
+        let (at_ms, order, value) = parse_record(&stored)?;
+        let mut batch = Batch::new();
+        batch.insert(record_key(topic, key), None);
+        batch.insert(order_key(topic, at_ms, order), None);
+        if let Err(error) = self.store.apply(&batch, || {}) {
+            state.failed = Some(error.to_string());
+            return Err(error);
+        }
+        let stats = &mut state.topics[topic.index()].stats;
+        stats.entries = stats.entries.saturating_sub(1);
+        stats.bytes = stats.bytes.saturating_sub(key.len() as u64 + value.len() as u64 + ENTRY_BYTES);
+        state.appended += 1;
+        let number = state.appended;
+        drop(state);
+        self.shared.work.notify_one();
+        Ok(Some(Ticket { shared: Arc::clone(&self.shared), number }))
+    }
+
     /// The value under `key`, unless it expired before `now_ms`.
     ///
     /// # Errors

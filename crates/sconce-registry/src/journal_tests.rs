@@ -33,6 +33,30 @@ fn entries_are_there_at_once_and_after_waiting_also_when_opened_again() {
 }
 
 #[test]
+fn what_is_removed_is_gone_also_when_opened_again_and_what_is_left_is_counted() {
+    let (dir, journal) = journal();
+    for key in ["a", "b", "c"] {
+        let _unwaited = journal.append(Topic::Reviews, key.as_bytes(), b"value", 10).unwrap();
+    }
+    let one = journal.stats(Topic::Reviews).bytes / 3;
+    // The oldest, which the order begins with, and the latest.
+    for key in [b"a", b"c"] {
+        journal.remove(Topic::Reviews, key).unwrap().unwrap().wait().unwrap();
+        assert!(journal.remove(Topic::Reviews, key).unwrap().is_none());
+    }
+    assert_eq!(
+        (keys(&journal, Topic::Reviews, 10), journal.stats(Topic::Reviews).bytes),
+        (vec!["b".into()], one)
+    );
+    let _again = journal.append(Topic::Reviews, b"a", b"other", 11).unwrap();
+    drop(journal);
+    let journal = Journal::open(&dir.path().join("journal")).unwrap();
+    assert_eq!(keys(&journal, Topic::Reviews, 12), ["a", "b"]);
+    let stats = journal.stats(Topic::Reviews);
+    assert_eq!((stats.entries, stats.bytes, stats.expired, stats.evicted), (2, 2 * one, 0, 0));
+}
+
+#[test]
 fn a_scan_keeps_to_its_range_and_limit() {
     let (_dir, journal) = journal();
     for key in ["a", "b", "ba", "c", "d"] {

@@ -3,11 +3,13 @@
 
 mod feedback;
 mod prediction_log;
+mod review;
 mod traces;
 mod webhooks;
 
 pub use feedback::Feedback;
 pub use prediction_log::PredictionLog;
+pub use review::Review;
 pub use traces::{Metrics, Traces};
 pub(crate) use webhooks::MAX_WEBHOOKS;
 pub use webhooks::Webhook;
@@ -68,6 +70,8 @@ pub struct ServerConfig {
     pub prediction_log: PredictionLog,
     /// What is noted of predictions, and how long feedback stays.
     pub feedback: Feedback,
+    /// What waits for people.
+    pub review: Review,
     /// How performance is followed by the labels that come.
     pub performance: PerformanceSpec,
     /// Whom rollouts' gates ask.
@@ -142,6 +146,7 @@ impl Default for ServerConfig {
             metrics: Metrics::default(),
             prediction_log: PredictionLog::default(),
             feedback: Feedback::default(),
+            review: Review::default(),
             performance: PerformanceSpec::default(),
             prometheus: Prometheus::default(),
             webhooks: Vec::new(),
@@ -317,6 +322,7 @@ impl ServerConfig {
         if let Some(Err(error)) = self.prometheus.url.as_deref().map(crate::prometheus::Prometheus::new) {
             check(false, format!("prometheus.url: {error}"));
         }
+        self.review.check(&mut check);
         let performance = self.performance.check();
         check(
             performance.is_ok(),

@@ -11,6 +11,7 @@ use crate::objectives::{Report, TICK, Watch};
 use crate::predictions::PredictionLog;
 use crate::process;
 use crate::prometheus::Prometheus;
+use crate::review::Reviews;
 use crate::rollout::Rollouts;
 use crate::shadow::Lane;
 use crate::tenants::TenantTable;
@@ -61,6 +62,8 @@ pub(crate) struct Door {
     pub(crate) exposures: Option<Arc<Exposures>>,
     /// What is held against a reference; `None` without a registry.
     pub(crate) monitors: Option<Arc<Monitors>>,
+    /// What people decide; `None` without a registry.
+    pub(crate) reviews: Option<Arc<Reviews>>,
     pub(crate) outcomes: Outcomes,
     /// What labels say of versions; `None` without a registry.
     pub(crate) performances: Option<Arc<Performances>>,
@@ -73,6 +76,7 @@ pub(crate) struct Sinks {
     pub(crate) predictions: Arc<PredictionLog>,
     pub(crate) exposures: Option<Arc<Exposures>>,
     pub(crate) monitors: Option<Arc<Monitors>>,
+    pub(crate) reviews: Option<Arc<Reviews>>,
     pub(crate) webhooks: Arc<Webhooks>,
 }
 
@@ -114,7 +118,7 @@ impl Door {
         sinks: Sinks,
     ) -> Self {
         let limits = config.limits.clone();
-        let Sinks { predictions, exposures, monitors, webhooks } = sinks;
+        let Sinks { predictions, exposures, monitors, reviews, webhooks } = sinks;
         let performances = models.registry().is_ok().then(|| {
             let background = Background::new(Arc::clone(&models), monitors.clone());
             Arc::new(Performances::new(background, Arc::clone(&webhooks), config.performance))
@@ -147,6 +151,7 @@ impl Door {
             predictions,
             exposures,
             monitors,
+            reviews,
             outcomes: Outcomes::default(),
             webhooks,
         }
@@ -252,8 +257,12 @@ impl Door {
             let removed = (stats.expired, stats.evicted);
             JournalSample { topic: name, entries: stats.entries, bytes: stats.bytes, removed }
         };
-        let topics =
-            [(Topic::Exposures, "exposures"), (Topic::Feedback, "feedback"), (Topic::Monitors, "monitors")];
+        let topics = [
+            (Topic::Exposures, "exposures"),
+            (Topic::Feedback, "feedback"),
+            (Topic::Monitors, "monitors"),
+            (Topic::Reviews, "reviews"),
+        ];
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let Outcomes { recorded, replaced, unknown } = &self.outcomes;
         let outcomes =
@@ -365,6 +374,7 @@ impl Door {
             feedback: self.feedback(),
             monitors: self.monitors.as_ref().map(|monitors| monitors.sample()).unwrap_or_default(),
             performances: self.performances.as_ref().map(|it| it.sample()).unwrap_or_default(),
+            reviews: self.reviews.as_ref().map(|reviews| reviews.sample()),
             monitors_sink: self.monitors.as_ref().map(|monitors| monitors.sink()),
             process,
             runtime: RuntimeSample {

@@ -22,6 +22,7 @@ mod predictions;
 mod process;
 mod prometheus;
 mod remote;
+mod review;
 mod rollout;
 mod shadow;
 mod sink;
@@ -33,7 +34,7 @@ pub use sconce_telemetry::logs;
 
 pub use config::{
     ConfigError, Feedback as FeedbackConfig, Limits, Log, Metrics, PredictionLog as PredictionLogConfig,
-    Scheduling, ServerConfig, Traces, Webhook as WebhookConfig,
+    Review as ReviewConfig, Scheduling, ServerConfig, Traces, Webhook as WebhookConfig,
 };
 pub use objectives::{ModelObjectives, Objectives};
 pub use tenants::{Quota, Tenants};
@@ -44,6 +45,7 @@ use grpc::{Listener, Role};
 use models::{Loader, Models, RemoteAccess};
 use monitors::Monitors;
 use predictions::PredictionLog;
+use review::Reviews;
 use sconce_core::{DeviceId, Error};
 use sconce_registry::{Registry, RegistryError};
 use sconce_telemetry::traces::{self, Recorder};
@@ -159,14 +161,17 @@ impl Server {
                 )
             }
         };
-        let monitors = match registry.clone() {
-            None => None,
+        let (monitors, reviews) = match registry.clone() {
+            None => (None, None),
             Some(registry) => {
-                let webhooks = Arc::clone(&webhooks);
-                let started = tokio::task::spawn_blocking(move || Monitors::start(&registry, webhooks)).await;
+                let (webhooks, settings) = (Arc::clone(&webhooks), config.review.clone());
+                let start =
+                    move || Ok((Monitors::start(&registry, webhooks)?, Reviews::start(&settings, registry)?));
+                let started = tokio::task::spawn_blocking(start).await;
                 let started =
                     started.map_err(|error| Error::internal("starting panicked").with_source(error))?;
-                Some(started.map_err(StartError::Thread)?)
+                let (monitors, reviews) = started.map_err(StartError::Thread)?;
+                (Some(monitors), Some(reviews))
             }
         };
         let loader = Loader::new(device, Duration::from_millis(config.scheduling.quantum_ms));
@@ -179,7 +184,7 @@ impl Server {
         let models = Models::new(root, &config.builtin, loader, &memory, registry, shadows, remotes);
         let models = Arc::new(models);
         let (health, health_service) = tonic_health::server::health_reporter();
-        let sinks = Sinks { predictions, exposures, monitors, webhooks };
+        let sinks = Sinks { predictions, exposures, monitors, reviews, webhooks };
         let door = Arc::new(Door::new(&config, models, health, recorder, sinks));
         door.report_health().await;
         let inference = Listener::new(
@@ -210,11 +215,11 @@ impl Server {
         let door = Arc::clone(&server.door);
         tasks.spawn(http::run(door, http.0, tasks.clone(), stop.clone(), abort.clone()));
 
-        if let Err(error) = server.door.models.load_all().await {
+        if let Err(error) = Box::pin(server.door.models.load_all()).await {
             server.shutdown().await;
             return Err(error.into());
         }
-        if let Err(error) = server.door.rollouts.take_up_all().await {
+        if let Err(error) = Box::pin(server.door.rollouts.take_up_all()).await {
             server.shutdown().await;
             return Err(error.into());
         }
@@ -266,6 +271,9 @@ impl Server {
         }
         if let Some(monitors) = &self.door.monitors {
             monitors.shutdown().await;
+        }
+        if let Some(reviews) = &self.door.reviews {
+            reviews.shutdown().await;
         }
         self.door.webhooks.shutdown().await;
     }

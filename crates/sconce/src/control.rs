@@ -1,7 +1,8 @@
 use crate::{Failure, Outcome};
 use sconce_client::control_proto as pb;
 use sconce_client::{
-    Code, FeedbackClient, HealthClient, MonitorClient, Options, RegistryClient, Result, TrafficClient,
+    Code, FeedbackClient, HealthClient, MonitorClient, Options, RegistryClient, Result, ReviewClient,
+    TrafficClient,
 };
 use sconce_core::ErrorCode;
 use sconce_registry::RegistryError;
@@ -50,6 +51,12 @@ impl Control {
     /// The server's monitors.
     pub(crate) async fn monitors(&self) -> Result<MonitorClient, Failure> {
         let client = MonitorClient::connect(&self.admin, Options::default()).await.map_err(unreachable)?;
+        Ok(client.actor(&self.actor())?)
+    }
+
+    /// What people decide on the server.
+    pub(crate) async fn reviews(&self) -> Result<ReviewClient, Failure> {
+        let client = ReviewClient::connect(&self.admin, Options::default()).await.map_err(unreachable)?;
         Ok(client.actor(&self.actor())?)
     }
 

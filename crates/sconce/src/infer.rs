@@ -1,6 +1,6 @@
 use crate::{Failure, Outcome, block_on};
 use sconce_client::proto::ModelConfig;
-use sconce_client::{Client, DataType, InferRequest, Options, tensor};
+use sconce_client::{Client, DataType, InferRequest, Options, Parameter, tensor};
 use sconce_core::json::{from_tensor, to_tensor};
 use serde_json::json;
 use std::process::ExitCode;
@@ -76,9 +76,15 @@ async fn ask(args: Args, deadline: Option<Instant>) -> Outcome {
             (name.clone(), value)
         })
         .collect();
-    let shown = json!({
+    let mut shown = json!({
         "model": args.model, "version": answer.model_version, "prediction_id": answer.prediction_id(), "outputs": outputs,
     });
+    // What is left to people is told as such.
+    for name in ["review", "review_cause"] {
+        if let Some(Parameter::StringParam(text)) = answer.parameters.get(name) {
+            shown[name] = json!(text);
+        }
+    }
     say!("{}", serde_json::to_string_pretty(&shown)?)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -21,6 +21,7 @@ mod progress;
 mod records;
 mod registry;
 mod report;
+mod review;
 mod rollout;
 mod serve;
 mod shadow;
@@ -66,6 +67,8 @@ enum Command {
     Experiment(experiment::Args),
     /// Record what turned out to be true of predictions, and list it beside them
     Feedback(feedback::Args),
+    /// Decide what models leave to people
+    Review(review::Args),
     /// Say how a running server and its models are, and what somebody should look at
     Health(health::Args),
     /// Watch what versions of models see and say, held against a reference
@@ -106,6 +109,7 @@ fn main() -> ExitCode {
         Command::Rollout(args) => rollout::run(args),
         Command::Experiment(args) => experiment::run(args),
         Command::Feedback(args) => feedback::run(args),
+        Command::Review(args) => review::run(args),
         Command::Health(args) => health::run(args),
         Command::Monitor(args) => monitor::run(args),
         Command::Drift { command } => {

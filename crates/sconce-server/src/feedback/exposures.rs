@@ -5,7 +5,7 @@ use crate::content::{Content, Kept};
 use crate::models::Served;
 use crate::sink::{Inbox, Sink};
 use crate::traffic::Decided;
-use sconce_core::{DataType, InferOutput, PredictionId, Signature, Tensor, TensorSpec};
+use sconce_core::{Automation, DataType, InferOutput, PredictionId, Signature, Tensor, TensorSpec};
 use sconce_registry::{Registry, RegistryError, Topic};
 use sconce_telemetry::metrics::SinkSample;
 use sconce_telemetry::traces::Observed;
@@ -58,7 +58,7 @@ impl Exposures {
     }
 
     /// A draft of a prediction's exposure, if it is to be noted: which ones are follows from their ids alone. Where several variants
-    /// answer all are, unless the model says otherwise.
+    /// answer, or people decide, all are, unless the model says otherwise.
     pub(crate) fn draft(
         self: &Arc<Self>,
         served: &Served,
@@ -66,7 +66,8 @@ impl Exposures {
         id: PredictionId,
     ) -> Option<Box<Draft>> {
         let is_split = decided.is_some_and(|decided| decided.reason != Reason::Primary);
-        let default = if is_split { 1.0 } else { self.sample };
+        let is_reviewed = served.settings.review.automation != Automation::Full;
+        let default = if is_split || is_reviewed { 1.0 } else { self.sample };
         let sample = served.settings.feedback.unwrap_or(default);
         (id.share() < sample).then(|| {
             Box::new(Draft {
@@ -98,6 +99,11 @@ impl Draft {
         let alone = Signature { inputs: Vec::new(), outputs: vec![spec.clone()], ..*signature };
         let kept = content.outputs(served.name.as_str(), policy, &alone, std::slice::from_ref(tensor));
         self.decision = kept.first().and_then(Kept::tensor).and_then(|tensor| decision(spec, tensor));
+    }
+
+    /// Notes that what the model said was no decision: people decide in its place.
+    pub(crate) fn withhold(&mut self) {
+        self.decision = None;
     }
 
     /// Offers the exposure of a request that has ended.
@@ -159,7 +165,8 @@ fn decisive(signature: &Signature, outputs: &[Tensor]) -> Option<usize> {
     outputs.get(place).filter(|tensor| is_row(tensor)).map(|_| place)
 }
 
-fn is_classes(spec: &TensorSpec) -> bool {
+/// Whether an output says how likely classes are.
+pub(crate) fn is_classes(spec: &TensorSpec) -> bool {
     spec.labels.is_some() || spec.name == "probabilities"
 }
 

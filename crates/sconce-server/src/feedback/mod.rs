@@ -6,7 +6,7 @@ pub(crate) mod experiments;
 mod exposures;
 pub(crate) mod performance;
 
-pub(crate) use exposures::{Draft, Exposures, now_ms};
+pub(crate) use exposures::{Draft, Exposures, is_classes, now_ms};
 
 use sconce_core::{ModelName, PredictionId};
 use sconce_registry::journal::KEY_BYTES;

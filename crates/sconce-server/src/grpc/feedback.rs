@@ -141,7 +141,7 @@ fn question(
 }
 
 /// What a call records, or all that is wrong with it.
-fn checked(outcomes: Vec<pb::Outcome>, now: u64) -> Result<Vec<(PredictionId, Outcome)>, Status> {
+pub(super) fn checked(outcomes: Vec<pb::Outcome>, now: u64) -> Result<Vec<(PredictionId, Outcome)>, Status> {
     if !(1..=MAX_OUTCOMES).contains(&outcomes.len()) {
         let message = format!("outcomes: expected 1 to {MAX_OUTCOMES}, got {}", outcomes.len());
         return Err(Status::invalid_argument(message));

@@ -6,10 +6,12 @@ use crate::door::Door;
 use crate::grpc::call::Call;
 use crate::grpc::convert;
 use crate::grpc::frames::{self, ARRIVAL_LIMIT, Encoded, MessageReader, Received, UnaryBody};
+use crate::grpc::review::words;
 use crate::grpc::status;
 use crate::grpc::weight;
-use crate::models::Routed;
+use crate::models::{Routed, Served};
 use crate::observe::{self, Observation};
+use crate::review::Draft;
 use crate::shadow::{Asked, Offer};
 use crate::tenants::{Caller, Visit};
 use crate::traffic::Asks;
@@ -19,13 +21,14 @@ use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::{Body, Frame};
 use http_body_util::StreamBody;
 use prost::Message as _;
-use sconce_core::{Error, ErrorCode, PredictionId, Reservation, Result};
+use sconce_core::{Automation, Error, ErrorCode, InferOutput, PredictionId, Reservation, Result};
 use sconce_proto::inference::infer_parameter::ParameterChoice;
 use sconce_proto::inference::{
     InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse,
 };
 use sconce_scheduler::Tenant;
 use sconce_telemetry::traces::{Method, RequestTrace};
+use sconce_traffic::defer::Disposition;
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
@@ -301,6 +304,7 @@ async fn infer_by(
     if let Some(seen) = &mut observation.seen {
         seen.asked(served, &request.tensors);
     }
+    let undecided = Draft::new(&door.content, served, &request.tensors);
     request.wanted.check(served.signature()).inspect_err(count)?;
     let default = served.settings.default_timeout.filter(|_| call_deadline.is_none());
     let own_deadline = request.timeout.or(default).and_then(|timeout| arrived_at.checked_add(timeout));
@@ -316,6 +320,7 @@ async fn infer_by(
         tenant,
         depth: 0,
     };
+    let deadline = job.deadline;
     let (output, reservation) = dispatch::infer(&door.models, served, job, observation).await?;
     if let Some(draft) = &mut observation.draft {
         draft.answered(&door.content, served, &output.tensors);
@@ -330,6 +335,14 @@ async fn infer_by(
         let asked = Asked::new(served, tensors, &output, prediction_id, bytes);
         observation.offer = Some(Box::new(Offer { lanes, asked }));
     }
+    let disposition = match undecided {
+        None => Disposition::Answer,
+        Some(draft) => {
+            // An answer that says it is for people says so once that is on disk.
+            let left = leave_to_people(door, served, observation, draft, prediction_id, &output);
+            dispatch::within(deadline, Box::pin(left)).await.flatten()?
+        }
+    };
     let mut response = ModelInferResponse {
         model_name: served.name.to_string(),
         model_version: served.version_text.clone(),
@@ -349,8 +362,49 @@ async fn infer_by(
         let generation = InferParameter { parameter_choice: Some(generation) };
         response.parameters.insert("routing_generation".to_owned(), generation);
     }
-    request.wanted.answer(served.signature(), output, &mut response)?;
+    if disposition != Disposition::Answer {
+        let (what, cause) = words(disposition);
+        for (name, text) in [("review", what), ("review_cause", cause)] {
+            let text =
+                InferParameter { parameter_choice: Some(ParameterChoice::StringParam(text.to_owned())) };
+            response.parameters.insert(name.to_owned(), text);
+        }
+    }
+    // What people decide in the model's place its caller does not see.
+    if !matches!(disposition, Disposition::Defer(_)) {
+        request.wanted.answer(served.signature(), output, &mut response)?;
+    }
     Ok((response, reservation))
+}
+
+/// Decides what becomes of an answer, and puts it into the queue if that is for people.
+///
+/// # Errors
+/// As [`Reviews::add`](crate::review::Reviews::add); then it is not there.
+async fn leave_to_people(
+    door: &Door,
+    served: &Served,
+    observation: &mut Observation,
+    draft: Draft,
+    id: PredictionId,
+    output: &InferOutput,
+) -> Result<Disposition> {
+    // A version that leaves something to people is not loaded where there is no queue.
+    let Some(reviews) = &door.reviews else { return Ok(Disposition::Answer) };
+    let disposition = draft.decide(door.monitors.as_deref(), served, output);
+    if disposition != Disposition::Answer {
+        let item = draft.item(&door.content, served, observation.variant.as_deref(), disposition, output);
+        reviews.add(served.name.clone(), id, &item).await?;
+    }
+    // Labels come for what people decide. Of what a model is not sure of alone they would say that it is worse than it is: that counts
+    // for what people decided, not for what it did.
+    let is_withheld = served.settings.review.automation == Automation::Partial
+        && matches!(disposition, Disposition::Defer(_));
+    if let Some(exposure) = observation.exposure.as_mut().filter(|_| is_withheld) {
+        exposure.withhold();
+    }
+    reviews.count(served, disposition);
+    Ok(disposition)
 }
 
 /// Decodes a message, with what that takes reserved first. From here on its bytes and its place among its tenant's requests go

@@ -11,6 +11,7 @@ mod inference;
 mod info;
 mod monitor;
 mod registry;
+mod review;
 mod rollout;
 mod status;
 mod trace_settings;
@@ -34,6 +35,7 @@ use sconce_proto::sconce::feedback_server::FeedbackServer;
 use sconce_proto::sconce::health_server::HealthServer as HealthReportServer;
 use sconce_proto::sconce::monitor_server::MonitorServer;
 use sconce_proto::sconce::registry_server::RegistryServer;
+use sconce_proto::sconce::review_server::ReviewServer;
 use sconce_proto::sconce::traffic_server::TrafficServer;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -134,6 +136,7 @@ impl Listener {
             let monitors =
                 MonitorServer::new(monitors).max_decoding_message_size(door.limits.max_message_bytes);
             routes = routes.add_service(monitors);
+            routes = routes.add_service(ReviewServer::new(review::Review::new(Arc::clone(&door))));
             routes = routes.add_service(TrafficServer::new(traffic::Traffic::new(Arc::clone(&door))));
         }
         let routes = routes

@@ -4,6 +4,7 @@ use super::loader::Source;
 use super::memory::Account;
 use super::{Models, Route, Routed, Served, State, blocking, is_ready, millis};
 use crate::operation::{operation, traced};
+use crate::review;
 use crate::traffic::Asks;
 use dashmap::DashMap;
 use futures_util::FutureExt as _;
@@ -320,6 +321,10 @@ impl Models {
         let started = Instant::now();
         let span = operation!("load", name, version);
         let outcome = traced(span, self.load_uncounted(name, version, source, eviction)).await;
+        let outcome = outcome.and_then(|served| {
+            review::check(&served, self.registry.is_some())?;
+            Ok(served)
+        });
         let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
         loads[usize::from(outcome.is_err())].add(started.elapsed());
         drop(loads);

@@ -3,6 +3,7 @@
 
 mod models;
 mod monitors;
+mod reviews;
 mod rollouts;
 mod server;
 mod text;
@@ -10,6 +11,7 @@ mod traffic;
 mod triton;
 
 pub use monitors::{MonitorSample, PerformanceSample};
+pub use reviews::{ReviewDecisions, ReviewSample};
 pub use rollouts::{RolloutSample, RolloutsSample};
 pub use text::Format;
 pub use traffic::{ShadowSample, VariantSample};
@@ -253,6 +255,8 @@ pub struct Scrape {
     pub monitors_sink: Option<SinkSample>,
     /// Versions that labels came for.
     pub performances: Vec<PerformanceSample>,
+    /// What people decide, where there is a registry.
+    pub reviews: Option<ReviewSample>,
     /// The process, where the system tells of it.
     pub process: Option<ProcessSample>,
     /// The runtime.
@@ -311,6 +315,7 @@ impl Collector for Scrape {
         self.encode_shadows(&mut encoder)?;
         self.encode_rollouts(&mut encoder)?;
         self.encode_monitors(&mut encoder)?;
+        self.encode_reviews(&mut encoder)?;
         self.encode_performances(&mut encoder)?;
         if self.triton_names { self.encode_triton_names(&mut encoder) } else { Ok(()) }
     }
