@@ -481,3 +481,23 @@ async fn an_ensemble_of_the_registry_follows_its_steps_aliases() {
     assert_eq!(ask("twice").await, Ok(25.0));
     server.until_idle().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_models_allow_themselves_holds_in_an_ensemble_and_for_it_where_a_request_brings_nothing() {
+    let folder = Folder::new();
+    folder.identity("slow/1", "delay_ms = 400\ndefault_timeout_ms = 20");
+    folder.identity("free/1", "delay_ms = 400");
+    chain(&folder, "of_slow/1", &["slow"]);
+    chain(&folder, "of_free/1", &["free"]);
+    let own = std::fs::read_to_string(folder.package("of_free/1").join("model.toml")).unwrap();
+    folder.file("of_free/1", "model.toml", format!("default_timeout_ms = 20\n{own}"));
+    let server = Running::start(&folder).await;
+    let client = server.client().await;
+    for model in ["of_slow", "of_free"] {
+        let error = client.infer(chain_request(model)).await.unwrap_err();
+        assert_eq!(error.code(), Code::DeadlineExceeded, "{model}: {error}");
+        // Who says how long it has, has that long.
+        client.infer(chain_request(model).timeout(Duration::from_secs(20))).await.unwrap();
+    }
+    server.shutdown().await;
+}

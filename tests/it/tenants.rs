@@ -403,6 +403,28 @@ async fn a_model_has_a_deadline_for_requests_without_one() {
     assert_eq!(config.parameters["queue_target_ms"].string_value, "2500");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_answered_in_time_is_refused_at_once_with_the_estimate() {
+    let folder = Folder::new();
+    folder.identity("slow/1", "delay_ms = 60\ninstances = 1");
+    let server = Running::start(&folder).await;
+    let client = Plain::connect(&server).await;
+    for _ in 0..10 {
+        client.infer(&[], identity_request("slow", 1)).await.unwrap();
+    }
+    let deadline = "sconce_queue_refusals_total{model=\"slow\",version=\"1\",reason=\"deadline\"}";
+    let refused = async || {
+        // An idle model tries what seems too late once a second.
+        let status = client.infer(&[("grpc-timeout", "20m")], identity_request("slow", 1)).await.unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        status.message().starts_with("the deadline cannot be met: the answer would take ")
+            && status.message().ends_with(" ms are left")
+    };
+    until("a refusal", refused).await;
+    assert!(server.metric(deadline).await >= 1);
+    server.shutdown().await;
+}
+
 /// Worker threads whose name starts so, with the cores they may use.
 #[cfg(target_os = "linux")]
 fn cores_of(worker: &str) -> Vec<String> {

@@ -201,6 +201,7 @@ impl ModelSettings {
         // for other versions may answer the next request.
         if family == Family::Ensemble {
             settings.read_rows(keys, problems);
+            settings.read_timeout(keys, problems);
             settings.metrics = keys.take("metrics", problems).unwrap_or_default();
             return settings;
         }
@@ -272,6 +273,10 @@ impl ModelSettings {
         if let Some(requests) = keys.take_in("queue_depth", 1..=1 << 20, problems) {
             self.queue_depth = requests;
         }
+        self.read_timeout(keys, problems);
+    }
+
+    fn read_timeout(&mut self, keys: &mut Keys, problems: &mut Problems) {
         if let Some(ms) = keys.take::<f64>("default_timeout_ms", problems) {
             if ms > 0.0 && ms <= MAX_TIMEOUT_MS {
                 self.default_timeout = Some(Duration::from_secs_f64(ms / 1000.0));

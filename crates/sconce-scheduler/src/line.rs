@@ -36,6 +36,10 @@ struct Piece {
 const PIECE: usize = 128;
 
 impl Line {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
     }

@@ -264,6 +264,10 @@ impl Worker<'_> {
         for (entry, result) in entries.iter().zip(&results) {
             let total = finished_at.saturating_duration_since(entry.ticket.arrived_at);
             match result {
+                // Nobody had this answer.
+                Ok(_) if entry.expired(finished_at) || entry.ticket.abandoned() => {
+                    stats.add_failure(FailReason::Canceled, total)
+                }
                 Ok(_) => {
                     answered += 1;
                     answered_rows += entry.rows;

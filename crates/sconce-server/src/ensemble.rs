@@ -195,7 +195,7 @@ impl Slot {
     }
 }
 
-async fn run_step(models: &Arc<Models>, step: &Step, job: Job, observed: &mut Observed) -> Result<Made> {
+async fn run_step(models: &Arc<Models>, step: &Step, mut job: Job, observed: &mut Observed) -> Result<Made> {
     let (deadline, started_at) = (job.deadline, job.arrived_at);
     // Whose request it is a step of says nothing of the step's model: it is drawn.
     let asks = Asks::default();
@@ -209,6 +209,9 @@ async fn run_step(models: &Arc<Models>, step: &Step, job: Job, observed: &mut Ob
         _ => error,
     })?;
     served.used(started_at);
+    // What the step's model allows itself holds where the request brings nothing.
+    let default = || started_at.checked_add(served.settings.default_timeout?);
+    job.deadline = job.deadline.or_else(default);
     observed.routed_at = Some(Instant::now());
     observed.target = Some(Arc::clone(&served.observed_as));
     let answered = dispatch::infer(models, &served, job, observed).await;

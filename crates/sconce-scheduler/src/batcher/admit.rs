@@ -2,7 +2,7 @@
 
 use super::{Batcher, due};
 use crate::cost::{Work, duration};
-use crate::entry::{Entry, Priority, Refusal};
+use crate::entry::{Entry, Priority, Refusal, Tenant};
 use crate::line::Key;
 use std::time::{Duration, Instant};
 
@@ -160,10 +160,22 @@ impl<T> Batcher<T> {
         may
     }
 
-    /// Makes room for a request of `priority`: of the lowest priority there is, if that is lower, the one with the latest deadline
-    /// leaves.
-    pub(super) fn shed(&mut self, priority: Priority) -> Option<Entry<T>> {
-        self.shed_below(priority.level())
+    /// Makes room for a request of `priority`: of the lowest priority there is, if that is lower, one leaves as [`shed_below`] says. Else
+    /// one of the same priority does, of the tenant with the most places for its weight, if `tenant` has fewer for its own: a queue
+    /// is not full for one tenant because another filled it.
+    ///
+    /// [`shed_below`]: Self::shed_below
+    pub(super) fn shed(&mut self, priority: Priority, tenant: Tenant) -> Option<Entry<T>> {
+        if let Some(lower) = self.shed_below(priority.level()) {
+            return Some(lower);
+        }
+        let level = self.levels.get(priority.level() - 1)?;
+        let greediest = level.greediest()?;
+        let own = level.lines.iter().find(|line| line.id == tenant.id).map_or(0, |line| line.line.len());
+        let own = (own + 1) as f64 / f64::from(tenant.weight).max(f64::MIN_POSITIVE);
+        let is_greedier = greediest.id != tenant.id && greediest.places() > own;
+        let slot = greediest.line.last().filter(|_| is_greedier)?.slot;
+        self.leave(slot)
     }
 
     /// Has requests give way, from the end of the queue, while a queue that stands is more than twice as long as it should be: an
@@ -180,11 +192,12 @@ impl<T> Batcher<T> {
         shed
     }
 
-    /// Of all levels after the first `level`, the last one's request with the latest deadline.
+    /// Of all levels after the first `level`, the last one's tenant with the most places for its weight gives up its request with the
+    /// latest deadline.
     fn shed_below(&mut self, level: usize) -> Option<Entry<T>> {
         let lower = self.levels.get(level..)?;
         let level = lower.iter().rev().find(|level| level.work.rows > 0)?;
-        let last = level.lines.iter().filter_map(|line| line.line.last()).max_by_key(|place| place.key)?;
-        self.leave(last.slot)
+        let slot = level.greediest()?.line.last()?.slot;
+        self.leave(slot)
     }
 }

@@ -1,7 +1,7 @@
 //! What runs together.
 
 use super::level::TenantLine;
-use super::{Batcher, Dispatch, PATIENCE, RIVALRY, WINDOW, Waiting, due};
+use super::{Batcher, Dispatch, PATIENCE, RIVALRY, WINDOW, Waiting, due, forget_gone};
 use crate::cost::{Work, duration};
 use crate::entry::{Entry, Priority};
 use crate::line::Key;
@@ -139,27 +139,36 @@ impl<T> Batcher<T> {
         dropped: &mut Vec<Entry<T>>,
         abandoned: &impl Fn(&T) -> bool,
     ) {
-        while self.patient_rows > 0.0
-            && let Some(&(seq, slot)) = self.arrivals.front()
-        {
-            if let Some(waiting) = self.arrival(seq, slot) {
-                // Whoever waits behind its like has its share: only better priorities can starve it.
-                let better = self.levels.get(..waiting.entry.priority.level() - 1);
-                let is_behind = better.is_some_and(|levels| levels.iter().any(|level| level.work.rows > 0));
-                if !is_behind || now.saturating_duration_since(waiting.entry.queued_at) < PATIENCE {
-                    break;
-                }
-                if self.is_gone(now, waiting, abandoned) {
-                    dropped.extend(self.give_up(draft, now, slot));
-                } else if self.misfit(now, draft, waiting).is_none() {
-                    self.patient_rows -= waiting.entry.rows as f64;
-                    self.move_into(draft, now, slot);
-                } else {
-                    break;
-                }
+        // By priority, whether what is first there does not fit.
+        let mut passed = [false; Priority::LEVELS];
+        while self.patient_rows > 0.0 {
+            let Some((level, slot)) = self.most_patient(now, &passed) else { return };
+            let Some(waiting) = self.waiting.get(slot) else { return };
+            if self.is_gone(now, waiting, abandoned) {
+                dropped.extend(self.give_up(draft, now, slot));
+            } else if self.misfit(now, draft, waiting).is_none() {
+                self.patient_rows -= waiting.entry.rows as f64;
+                self.move_into(draft, now, slot);
+            } else {
+                passed[level] = true;
             }
-            self.arrivals.pop_front();
         }
+    }
+
+    /// Of those who wait behind better priorities the one that has waited longest, if that is long: its level and slot. Whoever waits
+    /// behind its like has its share: only better priorities can starve it.
+    fn most_patient(&mut self, now: Instant, passed: &[bool; Priority::LEVELS]) -> Option<(usize, usize)> {
+        let best = self.levels.iter().position(|level| level.work.rows > 0)?;
+        let waiting = &self.waiting;
+        let levels = self.arrivals.iter_mut().zip(passed).enumerate().skip(best + 1);
+        let first = levels.filter(|(_, (_, passed))| !**passed).filter_map(|(level, (arrivals, _))| {
+            forget_gone(arrivals, waiting);
+            let (seq, slot) = *arrivals.front()?;
+            Some((seq, level, slot))
+        });
+        let (_, level, slot) = first.min()?;
+        let waited = now.saturating_duration_since(self.waiting.get(slot)?.entry.queued_at);
+        (waited >= PATIENCE).then_some((level, slot))
     }
 
     /// The line that is next: of the best priority, the tenant that had the least of its share.
@@ -275,8 +284,7 @@ impl<T> Batcher<T> {
 
     /// What waits for longer than it should already says so, not only once it runs; unless others of its line overtook it.
     fn learn_from_oldest(&self, now: Instant, draft: &mut Draft<T>) {
-        let oldest = self.arrivals.iter().find_map(|&(seq, slot)| self.arrival(seq, slot));
-        let Some(Waiting { entry, expected, seq, .. }) = oldest else { return };
+        let Some(Waiting { entry, expected, seq, .. }) = self.oldest() else { return };
         let lines = self.levels.get(entry.priority.level() - 1).map(|level| &level.lines);
         let line = lines.into_iter().flatten().find(|line| line.id == entry.tenant.id);
         let is_first = line.and_then(|line| line.line.first()).is_some_and(|first| first.key.1 == *seq);

@@ -40,8 +40,21 @@ impl Level {
         line
     }
 
+    /// The tenant with the most places for its weight; of equal ones any.
+    pub(super) fn greediest(&self) -> Option<&TenantLine> {
+        let lines = self.lines.iter().filter(|line| !line.line.is_empty());
+        lines.max_by(|a, b| a.places().total_cmp(&b.places()))
+    }
+
     /// Where a tenant begins that was not there of late: it did not ask for what it could have had, and may ask for a little of it.
     pub(super) fn earliest(&self) -> f64 {
         self.virtual_time - CREDIT.as_secs_f64()
+    }
+}
+
+impl TenantLine {
+    /// Requests over weight.
+    pub(super) fn places(&self) -> f64 {
+        self.line.len() as f64 / self.weight.max(f64::MIN_POSITIVE)
     }
 }

@@ -96,8 +96,8 @@ pub struct Batcher<T> {
     instances: usize,
     waiting: Slab<Waiting<T>>,
     levels: [Level; Priority::LEVELS],
-    /// By arrival, with slots; those that have left are still in it until they come to the front.
-    arrivals: VecDeque<(u64, usize)>,
+    /// By priority and arrival, with slots; those that have left are still in it until they come to the front.
+    arrivals: [VecDeque<(u64, usize)>; Priority::LEVELS],
     next_seq: u64,
     next_batch: u64,
     /// When the first request came: keys count from there.
@@ -162,7 +162,7 @@ impl<T> Batcher<T> {
             instances: instances.max(1),
             waiting: Slab::new(),
             levels: std::array::from_fn(|_| Level::default()),
-            arrivals: VecDeque::new(),
+            arrivals: std::array::from_fn(|_| VecDeque::new()),
             next_seq: 0,
             next_batch: 1,
             epoch: None,
@@ -209,15 +209,17 @@ impl<T> Batcher<T> {
         self.cost.observe(work, time);
     }
 
-    /// Where a request belongs in its line. Deadlines that were over when the first request came are all alike.
+    /// Where a request belongs in its line. Deadlines that were over when the first request came are all alike, and those that are far
+    /// away are none: whoever has one waits no longer for it.
     fn key(&self, entry: &Entry<T>, seq: u64) -> Key {
-        let at = entry.deadline.unwrap_or(entry.queued_at + UNHURRIED);
+        let unhurried = entry.queued_at + UNHURRIED;
+        let at = entry.deadline.map_or(unhurried, |deadline| deadline.min(unhurried));
         let after = self.epoch.map_or(Duration::ZERO, |epoch| at.saturating_duration_since(epoch));
         (after.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(after.subsec_nanos())), seq)
     }
 
-    /// Adds a request, or gives it back with the reason. In a full queue it may take the place of one of a lower priority, which
-    /// is returned.
+    /// Adds a request, or gives it back with the reason. In a full queue it may take the place of one of a lower priority, or of a tenant
+    /// that has more than its share of the places, which is returned.
     ///
     /// # Errors
     /// [`Refusal`].
@@ -230,7 +232,8 @@ impl<T> Batcher<T> {
         if let Some(refusal) = self.refusal(now, &entry, work, expected) {
             return Err((refusal, entry));
         }
-        let shed = if self.len() < self.policy.queue_depth { None } else { self.shed(entry.priority) };
+        let shed =
+            if self.len() < self.policy.queue_depth { None } else { self.shed(entry.priority, entry.tenant) };
         if shed.is_none() && self.len() >= self.policy.queue_depth {
             return Err((
                 Refusal::Full { retry_after: duration(self.paced(expected, entry.priority)) },
@@ -245,7 +248,7 @@ impl<T> Batcher<T> {
         }
         let (tenant, priority) = (entry.tenant, entry.priority);
         let slot = self.waiting.insert(Waiting { entry, seq, work, key, expected });
-        self.remember_arrival(seq, slot);
+        self.remember_arrival(seq, slot, priority);
         self.work.add(work);
         let spare = &mut self.spare;
         let Some(level) = self.levels.get_mut(priority.level() - 1) else { return Ok(shed) };
@@ -264,8 +267,7 @@ impl<T> Batcher<T> {
         if self.policy.max_delay.is_zero() || self.is_full() {
             return Due::Now;
         }
-        let oldest = self.arrivals.iter().find_map(|&(seq, slot)| self.arrival(seq, slot));
-        let mut at = oldest.map_or(now, |waiting| waiting.entry.queued_at + self.policy.max_delay);
+        let mut at = self.oldest().map_or(now, |waiting| waiting.entry.queued_at + self.policy.max_delay);
         // Company is not worth a deadline.
         let lines = self.levels.iter().flat_map(|level| &level.lines);
         for waiting in lines.filter_map(|line| self.waiting.get(line.line.first()?.slot)) {
@@ -294,22 +296,27 @@ impl<T> Batcher<T> {
         slots.into_iter().filter_map(|slot| self.leave(slot)).collect()
     }
 
-    fn remember_arrival(&mut self, seq: u64, slot: usize) {
-        while let Some(&(seq, slot)) = self.arrivals.front()
-            && self.arrival(seq, slot).is_none()
-        {
-            self.arrivals.pop_front();
-        }
+    fn remember_arrival(&mut self, seq: u64, slot: usize, priority: Priority) {
+        let (waiting, most) = (&self.waiting, 2 * self.waiting.len() + WINDOW);
+        let Some(arrivals) = self.arrivals.get_mut(priority.level() - 1) else { return };
+        forget_gone(arrivals, waiting);
         // Behind one that waits for long, those that left pile up.
-        if self.arrivals.len() > 2 * self.len() + WINDOW {
-            let waiting = &self.waiting;
-            self.arrivals.retain(|&(seq, slot)| waiting.get(slot).is_some_and(|waiting| waiting.seq == seq));
+        if arrivals.len() > most {
+            arrivals.retain(|&(seq, slot)| is_there(waiting, seq, slot));
         }
-        self.arrivals.push_back((seq, slot));
+        arrivals.push_back((seq, slot));
     }
 
-    fn arrival(&self, seq: u64, slot: usize) -> Option<&Waiting<T>> {
-        self.waiting.get(slot).filter(|waiting| waiting.seq == seq)
+    /// Of a level's requests the one that came first.
+    fn oldest_of(&self, level: usize) -> Option<&Waiting<T>> {
+        let there = |&&(seq, slot): &&(u64, usize)| is_there(&self.waiting, seq, slot);
+        let (_, slot) = self.arrivals.get(level)?.iter().find(there)?;
+        self.waiting.get(*slot)
+    }
+
+    /// Of all requests the one that came first.
+    fn oldest(&self) -> Option<&Waiting<T>> {
+        (0..Priority::LEVELS).filter_map(|level| self.oldest_of(level)).min_by_key(|waiting| waiting.seq)
     }
 
     /// Takes a request out of the queue.
@@ -336,5 +343,16 @@ impl<T> Batcher<T> {
     fn is_full(&self) -> bool {
         self.work.rows >= self.policy.max_rows
             || self.policy.max_tokens.is_some_and(|max| self.work.tokens >= max)
+    }
+}
+
+/// Whether the request that came as number `seq` is the one in `slot` still.
+fn is_there<T>(waiting: &Slab<Waiting<T>>, seq: u64, slot: usize) -> bool {
+    waiting.get(slot).is_some_and(|waiting| waiting.seq == seq)
+}
+
+fn forget_gone<T>(arrivals: &mut VecDeque<(u64, usize)>, waiting: &Slab<Waiting<T>>) {
+    while arrivals.front().is_some_and(|&(seq, slot)| !is_there(waiting, seq, slot)) {
+        arrivals.pop_front();
     }
 }

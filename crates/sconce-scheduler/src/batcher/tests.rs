@@ -124,6 +124,72 @@ fn a_full_queue_gives_back_or_sheds_what_is_worth_less() {
 }
 
 #[test]
+fn a_full_queue_is_not_full_for_one_tenant_because_another_filled_it() {
+    let now = Instant::now();
+    let mut batcher = Batcher::new(BatchPolicy { queue_depth: 6, ..POLICY }, 1);
+    let of = |id, weight, ticket| Entry { tenant: Tenant { id, weight }, ..entry(ticket, 1, now) };
+    for ticket in 0..6 {
+        batcher.push(now, of(1, 1.0, ticket)).unwrap();
+    }
+    assert_eq!(batcher.push(now, of(1, 1.0, 6)).unwrap_err().0.name(), "queue_full");
+    // Another of the same weight takes places from the end of the first's line until each has half of them.
+    let gave: Vec<u32> =
+        (10..13).map(|ticket| batcher.push(now, of(2, 1.0, ticket)).unwrap().unwrap().ticket).collect();
+    assert_eq!(gave, [5, 4, 3]);
+    assert_eq!(batcher.push(now, of(2, 1.0, 13)).unwrap_err().0.name(), "queue_full");
+    // One with four times the weight has its share of two thirds, from both.
+    let gave: Vec<u32> =
+        (20..24).map(|ticket| batcher.push(now, of(3, 4.0, ticket)).unwrap().unwrap().ticket).collect();
+    assert!(gave.iter().filter(|ticket| **ticket < 10).count() == 2, "{gave:?}");
+    assert_eq!(batcher.push(now, of(3, 4.0, 24)).unwrap_err().0.name(), "queue_full");
+    assert_eq!(batcher.len(), 6);
+}
+
+#[test]
+fn a_deadline_that_is_far_away_keeps_nobody_waiting_longer_than_none() {
+    let now = Instant::now();
+    let mut batcher = Batcher::new(BatchPolicy { max_rows: 1, ..POLICY }, 1);
+    let far = Some(now + Duration::from_secs(3600));
+    batcher.push(now, Entry { deadline: far, ..entry(1, 1, now) }).unwrap();
+    batcher.push(now, entry(2, 1, now)).unwrap();
+    assert_eq!(tickets(&batcher.take(now, false, |_| false).entries), [1]);
+}
+
+#[test]
+fn one_that_waits_among_its_like_ages_nobody_out() {
+    let start = Instant::now();
+    let mut batcher = learned(POLICY);
+    let (mut now, mut waits) = (start, Vec::new());
+    // One of the flood's own priority, with a deadline that is later than all of theirs, is the oldest of all.
+    let far = Some(start + Duration::from_secs(9));
+    batcher.push(start, Entry { deadline: far, ..entry(0, 1, start) }).unwrap();
+    for step in 1..2_000_u32 {
+        let deadline = Some(now + 500 * MS);
+        for at in 0..6 {
+            let _ = batcher.push(now, Entry { deadline, ..entry(100_000 + 10 * step + at, 1, now) });
+        }
+        if step % 100 == 0 {
+            let priority = Priority::new(8).unwrap();
+            batcher.push(now, Entry { priority, ..entry(step, 1, now) }).unwrap();
+        }
+        let batch = batcher.take(now, false, |_| false);
+        waits.extend(
+            batch
+                .entries
+                .iter()
+                .filter(|entry| (1..10_000).contains(&entry.ticket))
+                .map(|entry| now - entry.queued_at),
+        );
+        let rows = batch.entries.iter().map(|entry| entry.rows).sum();
+        now += MS + 10 * MS * rows as u32;
+        batcher.finished(batch.id, Work { rows, tokens: 0 }, Some(MS + 10 * MS * rows as u32));
+    }
+    assert!(waits.len() >= 15, "{waits:?}");
+    let longest = waits.iter().max().unwrap();
+    assert!(*longest < PATIENCE + 2_000 * MS, "{longest:?}");
+}
+
+#[test]
 fn of_one_priority_the_earliest_deadline_goes_first() {
     let now = Instant::now();
     let mut batcher = Batcher::new(BatchPolicy { max_rows: 2, ..POLICY }, 1);
