@@ -69,6 +69,8 @@ fn main() -> Result<()> {
     let policy = BatchPolicy {
         max_rows: package.settings.max_batch_size,
         max_tokens: package.settings.max_batch_tokens,
+        // How long requests wait is no matter here.
+        queue_target: Duration::ZERO,
         ..BatchPolicy::default()
     };
     let model = package.load()?;
