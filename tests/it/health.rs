@@ -101,6 +101,18 @@ async fn requests_that_are_not_answered_in_time_or_find_no_model_count_against_a
         assert_eq!(error.code(), Code::Unavailable);
     }
     counted(&health, "slow", 6).await;
+    // Nor are they answered to whoever scrapes; also where there is no version to count.
+    server
+        .until_metric("sconce_predictions_total{model=\"slow\",version=\"1\",status=\"canceled\"}", 6)
+        .await;
+    assert_eq!(
+        server.metric("sconce_predictions_total{model=\"slow\",version=\"1\",status=\"ok\"}").await,
+        0
+    );
+    for model in ["slow", "broken"] {
+        let failed = format!("sconce_requests_total{{model=\"{model}\",outcome=\"failed\"}}");
+        assert_eq!(server.metric(&failed).await, 6);
+    }
     let report = counted(&health, "broken", 6).await;
     for model in ["slow", "broken"] {
         let availability = objective(&report, model, "availability");

@@ -4,6 +4,7 @@ use crate::support::{
     Collector, Folder, Link, Running, attribute, identity_request, matrix, patiently, until,
 };
 use futures_util::future::join_all;
+use opentelemetry_proto::tonic::trace::v1::Span;
 use sconce_client::{Code, InferRequest, tensor};
 use std::net::SocketAddr;
 
@@ -187,6 +188,23 @@ async fn a_trace_goes_on_over_there() {
     assert_eq!(server.trace_id, (1..=16).collect::<Vec<u8>>());
     assert!(!server.parent_span_id.is_empty() && server.parent_span_id != [0x11; 8]);
     assert_eq!(attribute(server, "sconce.model"), "identity");
+    front.shutdown().await;
+
+    // What is kept here by its share, and leaves the decision open, is kept over there; a caller that speaks B3 is understood there.
+    let here = Collector::grpc();
+    let front = Running::configured(&fronts, |config| {
+        config.remote_hosts = vec!["*".to_owned()];
+        config.traces.endpoint = Some(here.endpoint());
+        config.traces.ratio = 1.0;
+    })
+    .await;
+    let header = "2102030405060708090a0b0c0d0e0f10-2112131415161718";
+    front.client().await.infer(identity_request("far", 1).metadata("b3", header)).await.unwrap();
+    let trace_id: Vec<u8> = std::iter::once(0x21).chain(2..=16).collect();
+    let is_ours = |span: &Span| span.trace_id == trace_id && span.name.contains("ModelInfer");
+    let spans = collector.until("the trace of B3", |spans| spans.iter().any(is_ours)).await;
+    let server = spans.iter().find(|span| is_ours(span)).unwrap();
+    assert!(!server.parent_span_id.is_empty() && server.parent_span_id[0] != 0x21, "{server:?}");
     front.shutdown().await;
     back.shutdown().await;
 }

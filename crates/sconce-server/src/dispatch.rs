@@ -100,17 +100,42 @@ pub(crate) async fn infer(
         }
         (Target::Ensemble(assembly), _) => {
             // What few requests need is not to make the future of all large: it is moved.
-            let answer = Box::pin(assembly.run(models, request, observed)).await.inspect_err(count)?;
+            let unfinished = Unfinished { served, arrived_at };
+            let answer = Box::pin(assembly.run(models, request, observed)).await;
+            let answer = unfinished.ended(answer).inspect_err(count)?;
             served.count_answered_elsewhere(rows, arrived_at.elapsed());
             observed.executed = true;
             Ok(answer)
         }
         (Target::Remote(remote), _) => {
-            let answer = Box::pin(remote.run(request, &observed.trace)).await.inspect_err(count)?;
+            let unfinished = Unfinished { served, arrived_at };
+            let answer = Box::pin(remote.run(request, &observed.trace)).await;
+            let answer = unfinished.ended(answer).inspect_err(count)?;
             served.count_answered_elsewhere(rows, arrived_at.elapsed());
             observed.executed = true;
             Ok(answer)
         }
+    }
+}
+
+/// Counts a request that nobody waits for to its end, where nobody else would.
+struct Unfinished<'a> {
+    served: &'a Served,
+    arrived_at: Instant,
+}
+
+impl Unfinished<'_> {
+    /// It came to its end.
+    fn ended<T>(self, outcome: T) -> T {
+        std::mem::forget(self);
+        outcome
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        let gone = Error::new(ErrorCode::Cancelled, "the caller went away");
+        self.served.count_failure(&gone, self.arrived_at.elapsed());
     }
 }
 
@@ -254,7 +279,9 @@ async fn execute(
             class: Class::Primary,
         })
     };
-    let receiver = submitted.await.inspect_err(|error| served.count_failure(error, arrived_at.elapsed()))?;
+    let unfinished = Unfinished { served, arrived_at };
+    let submitted = unfinished.ended(submitted.await);
+    let receiver = submitted.inspect_err(|error| served.count_failure(error, arrived_at.elapsed()))?;
     let reply = within(deadline, receiver).await?.map_err(|_| Error::internal("the request was lost"))?;
     observed.record = reply.record;
     let output = reply.result?;

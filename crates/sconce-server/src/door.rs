@@ -7,7 +7,7 @@ use crate::feedback::performance::{Background, Performances};
 use crate::feedback::{self, Exposures};
 use crate::models::{Account, Models, Said, State, UNLOADED};
 use crate::monitors::Monitors;
-use crate::objectives::{Report, TICK, Watch};
+use crate::objectives::{Counts, Ends, Report, TICK, Watch};
 use crate::predictions::PredictionLog;
 use crate::process;
 use crate::prometheus::Prometheus;
@@ -20,8 +20,8 @@ use crate::webhooks::Webhooks;
 use sconce_core::{ByteBudget, DeviceId, Error, ModelName, PredictionId, Result};
 use sconce_registry::{By, Registry, Topic};
 use sconce_telemetry::metrics::{
-    DeviceMemory, FeedbackSample, JournalSample, ModelInfo, ModelSample, RuntimeSample, Scrape, ServerSample,
-    ShadowSample, VariantSample,
+    DeviceMemory, FeedbackSample, JournalSample, ModelInfo, ModelSample, RequestsSample, RuntimeSample,
+    Scrape, ServerSample, ShadowSample, VariantSample,
 };
 use sconce_telemetry::traces::Recorder;
 use std::sync::Arc;
@@ -360,10 +360,16 @@ impl Door {
                 instances: served.instances.count.to_string(),
             }),
         };
+        let requests = |(model, ends): (ModelName, Arc<Ends>)| {
+            let counts = ends.counts();
+            let Counts { refused, failed, .. } = counts;
+            RequestsSample { model: model.to_string(), answered: counts.answered(), refused, failed }
+        };
         let runtime = tokio::runtime::Handle::current().metrics();
         Scrape {
             server,
             models: self.models.ready().map(model).collect(),
+            requests: self.models.all_ends().into_iter().map(requests).collect(),
             variants: self.variants(),
             shadows: self.shadows(),
             rollouts: self.rollouts.sample(),

@@ -10,7 +10,11 @@ use sconce_core::{Error, ErrorCode};
 use sconce_telemetry::traces::{Method, Observed, Recorder, RequestTrace};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Who hangs up in the last part of its time, one in so many, or so shortly before its end, hangs up for its deadline.
+const LAST: u32 = 20;
+const CLOCKS_APART: Duration = Duration::from_millis(10);
 
 /// One request under observation. Whatever becomes of it, the recorder looks at it once: when this is dropped, which for an
 /// answered request is when the last byte of its answer has left.
@@ -33,10 +37,11 @@ pub(crate) struct Observation {
 impl Observation {
     pub(crate) fn new(
         recorder: &Arc<Recorder>,
-        trace: RequestTrace,
+        mut trace: RequestTrace,
         method: Method,
         arrived_at: Instant,
     ) -> Self {
+        trace.kept = recorder.keeps(&trace);
         let observed = Observed::new(trace, method, arrived_at);
         Self {
             recorder: Arc::clone(recorder),
@@ -81,8 +86,10 @@ impl Drop for Observation {
     fn drop(&mut self) {
         if !self.ended {
             // Nobody waits for the answer any more.
-            self.observed.code = Some(ErrorCode::Cancelled);
             self.ended();
+            let Observed { arrived_at, ended_at, deadline, .. } = self.observed;
+            let code = hung_up(arrived_at, deadline, ended_at);
+            self.observed.code = Some(code);
         }
         self.recorder.observe(&self.observed);
         if let Some(ends) = &self.ends {
@@ -103,6 +110,15 @@ impl Drop for Observation {
     }
 }
 
+/// Why a caller went away at `ended_at`: one that gives up at its deadline counts from before its request arrived.
+fn hung_up(arrived_at: Instant, deadline: Option<Instant>, ended_at: Instant) -> ErrorCode {
+    let is_late = deadline.is_some_and(|deadline| {
+        let last = (deadline.saturating_duration_since(arrived_at) / LAST).max(CLOCKS_APART);
+        deadline.saturating_duration_since(ended_at) <= last
+    });
+    if is_late { ErrorCode::DeadlineExceeded } else { ErrorCode::Cancelled }
+}
+
 /// The trace that a call with these headers belongs to.
 pub(crate) fn trace_of(headers: &HeaderMap) -> RequestTrace {
     RequestTrace::of_call(|name| {
@@ -110,4 +126,21 @@ pub(crate) fn trace_of(headers: &HeaderMap) -> RequestTrace {
         let value = values.next()?;
         values.next().is_none().then(|| value.as_bytes())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_hangs_up_at_its_deadline_did_so_for_that() {
+        let arrived_at = Instant::now();
+        let at = |ms: u64| arrived_at + Duration::from_millis(ms);
+        let code = |deadline: Option<u64>, ended: u64| hung_up(arrived_at, deadline.map(at), at(ended));
+        assert_eq!(code(None, 5_000), ErrorCode::Cancelled);
+        assert_eq!(code(Some(1_000), 900), ErrorCode::Cancelled);
+        for (deadline, ended) in [(1_000, 950), (1_000, 1_000), (1_000, 1_200), (50, 40), (5, 1)] {
+            assert_eq!(code(Some(deadline), ended), ErrorCode::DeadlineExceeded, "{deadline} {ended}");
+        }
+    }
 }

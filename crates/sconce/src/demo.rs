@@ -86,7 +86,8 @@ async fn start(args: &Args, models: &Path) -> Result<Server, Failure> {
         builtin: vec!["identity".to_owned(), "add_sub".to_owned()],
         ..ServerConfig::default()
     };
-    let server = Server::start(config).await.map_err(|error| {
+    // Boxed, for it is large, and happens once.
+    let server = Box::pin(Server::start(config)).await.map_err(|error| {
         let hint = "another server may have the port: move it with --grpc, --admin or --http 127.0.0.1:0";
         let cause = error.source().map(|cause| format!(" ({cause})")).unwrap_or_default();
         format!("{error}{cause}; {hint}")

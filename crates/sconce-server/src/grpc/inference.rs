@@ -13,7 +13,7 @@ use crate::models::{Routed, Served};
 use crate::observe::{self, Observation};
 use crate::review::Draft;
 use crate::shadow::{Asked, Offer};
-use crate::tenants::{Caller, Visit};
+use crate::tenants::{Caller, Rank, Visit};
 use crate::traffic::Asks;
 use bytes::Bytes;
 use futures_util::stream::{self, Stream, StreamExt as _};
@@ -21,12 +21,11 @@ use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::{Body, Frame};
 use http_body_util::StreamBody;
 use prost::Message as _;
-use sconce_core::{Automation, Error, ErrorCode, InferOutput, PredictionId, Reservation, Result};
+use sconce_core::{Automation, Error, ErrorCode, InferOutput, PredictionId, Reservation, Result, abbreviate};
 use sconce_proto::inference::infer_parameter::ParameterChoice;
 use sconce_proto::inference::{
     InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse,
 };
-use sconce_scheduler::Tenant;
 use sconce_telemetry::traces::{Method, RequestTrace};
 use sconce_traffic::defer::Disposition;
 use std::convert::Infallible;
@@ -89,7 +88,7 @@ where
         (observation.received_at, observation.deadline) = (Some(Instant::now()), deadline);
         let (request, reservation) = decode(door, received, &visit, deadline).await?;
         let (response, reservation) =
-            infer(door, &head.headers, request, reservation, visit.tenant(), deadline, observation).await?;
+            infer(door, &head.headers, request, reservation, visit.rank(), deadline, observation).await?;
         frames::encode(response, reservation)
     });
     let answered = answered.await;
@@ -119,16 +118,17 @@ where
 {
     let (head, body) = request.into_parts();
     let arrived_at = Instant::now();
-    let deadline = match call_deadline(&head.headers, arrived_at) {
-        Ok(deadline) => deadline,
-        Err(error) => return refuse(&error),
-    };
-    let caller = match door.tenants.caller(&head.headers, arrived_at) {
-        Ok(caller) => caller,
-        Err(error) => return refuse(&error),
+    let trace = observe::trace_of(&head.headers);
+    let entered = call_deadline(&head.headers, arrived_at)
+        .and_then(|deadline| Ok((deadline, door.tenants.caller(&head.headers, arrived_at)?)));
+    let (deadline, caller) = match entered {
+        Ok(entered) => entered,
+        Err(error) => {
+            Observation::new(&door.recorder, trace, Method::Stream, arrived_at).failed(&error);
+            return refuse(&error);
+        }
     };
     let headers = Arc::new(head.headers);
-    let trace = observe::trace_of(&headers);
     let errors_end_the_stream = headers.get("triton_grpc_error").is_some_and(|value| value == "true");
     let reader = MessageReader::new(body, door.budget.clone(), door.limits.max_message_bytes);
     let draining = door.draining.clone();
@@ -202,9 +202,9 @@ async fn stream_reply(
     errors_end_the_stream: bool,
 ) -> Result<(Encoded, Observation)> {
     let arrived_at = Instant::now();
-    let received = message?;
     let mut observation = Observation::new(&door.recorder, trace, Method::Stream, arrived_at);
     observation.deadline = deadline;
+    let received = message.inspect_err(|error| observation.failed(error))?;
     let mut id = String::new();
     let answered = async {
         let visit = enter(door, caller, arrived_at)?;
@@ -212,7 +212,7 @@ async fn stream_reply(
         let answered = async {
             let (request, reservation) = decode(door, received, &visit, deadline).await?;
             id.clone_from(&request.id);
-            infer(door, headers, request, reservation, visit.tenant(), deadline, &mut observation).await
+            infer(door, headers, request, reservation, visit.rank(), deadline, &mut observation).await
         };
         let answered = answered.await;
         visit.end(&answered);
@@ -248,7 +248,7 @@ async fn infer(
     headers: &HeaderMap,
     message: ModelInferRequest,
     reservation: Reservation,
-    tenant: Tenant,
+    rank: Rank,
     call_deadline: Option<Instant>,
     observation: &mut Observation,
 ) -> Result<(ModelInferResponse, Reservation)> {
@@ -259,12 +259,15 @@ async fn infer(
     observation.ends = door.models.ends(&message.model_name);
     let asks = Asks { headers: Some(headers), parameters: Some(&message.parameters) };
     let found = door.models.serving(&message.model_name, &message.model_version, Some(&asks));
-    let routed = dispatch::within(call_deadline, found).await.flatten()?;
+    let routed = dispatch::within(call_deadline, found).await.flatten().inspect_err(|_| {
+        let (model, version) = (abbreviate(&message.model_name), abbreviate(&message.model_version));
+        observation.asked = Some(Box::new((model.to_string(), version.to_string())));
+    })?;
     let Some(decided) = &routed.decided else {
-        return infer_by(door, &routed, message, reservation, tenant, call_deadline, observation).await;
+        return infer_by(door, &routed, message, reservation, rank, call_deadline, observation).await;
     };
     observation.variant = Some(Arc::clone(&decided.variant.label));
-    let answered = infer_by(door, &routed, message, reservation, tenant, call_deadline, observation).await;
+    let answered = infer_by(door, &routed, message, reservation, rank, call_deadline, observation).await;
     decided.variant.tally.count(&answered, arrived_at.elapsed());
     answered
 }
@@ -275,7 +278,7 @@ async fn infer_by(
     routed: &Routed,
     message: ModelInferRequest,
     reservation: Reservation,
-    tenant: Tenant,
+    rank: Rank,
     call_deadline: Option<Instant>,
     observation: &mut Observation,
 ) -> Result<(ModelInferResponse, Reservation)> {
@@ -313,11 +316,11 @@ async fn infer_by(
         shadowed.map(|decided| (decided.lanes.clone(), request.tensors.clone(), reservation.bytes()));
     let job = Job {
         tensors: request.tensors,
-        priority: request.priority,
+        priority: rank.limit(request.priority),
         arrived_at,
         deadline: own_deadline.into_iter().chain(call_deadline).min(),
         reservation,
-        tenant,
+        tenant: rank.tenant,
         depth: 0,
     };
     let deadline = job.deadline;

@@ -558,7 +558,10 @@ fn log_level(now: LevelFilter, settings: &Settings) -> Result<LevelFilter, Strin
             ("log_warning", Some(ParameterChoice::BoolParam(on))) => (LevelFilter::WARN, *on),
             ("log_info", Some(ParameterChoice::BoolParam(on))) => (LevelFilter::INFO, *on),
             ("log_verbose_level", Some(ParameterChoice::Uint32Param(verbose))) => {
-                (if *verbose > 1 { LevelFilter::TRACE } else { LevelFilter::DEBUG }, *verbose > 0)
+                let wanted = if *verbose > 1 { LevelFilter::TRACE } else { LevelFilter::DEBUG };
+                // It says how verbose, not how much at least.
+                level = level.min(wanted);
+                (wanted, *verbose > 0)
             }
             ("log_error" | "log_warning" | "log_info", _) => {
                 return Err(format!("{name}: expected a boolean"));
@@ -608,6 +611,8 @@ mod tests {
         let info = LevelFilter::INFO;
         assert_eq!(set(info, "log_verbose_level", ParameterChoice::Uint32Param(1)), Ok(LevelFilter::DEBUG));
         assert_eq!(set(LevelFilter::TRACE, "log_verbose_level", ParameterChoice::Uint32Param(0)), Ok(info));
+        let less = set(LevelFilter::TRACE, "log_verbose_level", ParameterChoice::Uint32Param(1));
+        assert_eq!(less, Ok(LevelFilter::DEBUG));
         assert_eq!(set(info, "log_info", ParameterChoice::BoolParam(false)), Ok(LevelFilter::WARN));
         assert_eq!(set(info, "log_error", ParameterChoice::BoolParam(false)), Ok(LevelFilter::OFF));
         assert!(set(info, "log_info", ParameterChoice::Uint32Param(1)).is_err());

@@ -185,9 +185,8 @@ impl RemoteModel {
         for name in &self.outputs_there {
             call = call.output(name);
         }
-        call = call.metadata("traceparent", trace.traceparent(trace.sampled == Some(true)));
-        if let Some(state) = &trace.state {
-            call = call.metadata("tracestate", &**state);
+        for (name, value) in trace.headers() {
+            call = call.metadata(name, value);
         }
         call
     }

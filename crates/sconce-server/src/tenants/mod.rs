@@ -9,7 +9,7 @@ use dashmap::{DashMap, Entry};
 use http::{HeaderMap, HeaderName};
 use quota::Bucket;
 use sconce_core::{Error, ErrorCode, Result};
-use sconce_scheduler::Tenant;
+use sconce_scheduler::{Priority, Tenant};
 use sconce_telemetry::metrics::TenantSample;
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -89,6 +89,20 @@ struct InProgress {
     known: Arc<Known>,
     has_place: AtomicBool,
     is_counted: AtomicBool,
+}
+
+/// A tenant among others.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rank {
+    pub(crate) tenant: Tenant,
+    best: Priority,
+}
+
+impl Rank {
+    /// What a request that asks for `priority` has.
+    pub(crate) fn limit(self, priority: Priority) -> Priority {
+        if priority.level() < self.best.level() { self.best } else { priority }
+    }
 }
 
 /// Whether `name` can be a tenant's.
@@ -342,9 +356,12 @@ impl Caller {
 }
 
 impl Visit {
-    /// Whose request it is.
-    pub(crate) fn tenant(&self) -> Tenant {
-        self.0.as_ref().map_or_else(Tenant::default, |visit| visit.known.tenant)
+    /// Whose request it is, and what it may ask for.
+    pub(crate) fn rank(&self) -> Rank {
+        let quota = self.0.as_ref().map(|visit| visit.known.quota).unwrap_or_default();
+        let tenant = self.0.as_ref().map_or_else(Tenant::default, |visit| visit.known.tenant);
+        // Checked with the configuration.
+        Rank { tenant, best: Priority::new(quota.best_priority).unwrap_or_default() }
     }
 
     /// Its name; `None` when tenants are off.

@@ -29,11 +29,14 @@ pub struct Quota {
     pub max_concurrent: usize,
     /// Requests a second, 0.001 to 1,000,000,000; a second's worth of them, at least 1, may come at once. Default 0: no bound.
     pub max_requests_per_second: f64,
+    /// The best priority of its requests, 1 to 8: those that ask for a better one have this. Default 1. Tenants share within a priority, so
+    /// whoever may have a better one is ahead of the others.
+    pub best_priority: u64,
 }
 
 impl Default for Quota {
     fn default() -> Self {
-        Self { weight: 1.0, max_concurrent: 0, max_requests_per_second: 0.0 }
+        Self { weight: 1.0, max_concurrent: 0, max_requests_per_second: 0.0, best_priority: 1 }
     }
 }
 
@@ -82,6 +85,9 @@ impl Quota {
         let mut problems = Vec::new();
         if !(0.001..=1000.0).contains(&self.weight) {
             problems.push(format!("{place}.weight: expected 0.001 to 1000, got {}", self.weight));
+        }
+        if !(1..=8).contains(&self.best_priority) {
+            problems.push(format!("{place}.best_priority: expected 1 to 8, got {}", self.best_priority));
         }
         let rate = self.max_requests_per_second;
         if rate != 0.0 && !(0.001..=1e9).contains(&rate) {

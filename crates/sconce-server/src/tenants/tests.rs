@@ -32,7 +32,7 @@ fn without_a_key_everybody_is_the_default_tenant_and_nothing_is_counted() {
     let table = TenantTable::new(&Tenants::default(), Instant::now());
     let caller = caller(&table, "acme", Instant::now());
     let visit = caller.enter(Instant::now()).unwrap();
-    assert_eq!(visit.tenant(), Tenant::default());
+    assert_eq!(visit.rank().tenant, Tenant::default());
     assert!(visit.companion().is_none());
     assert_eq!((table.occupancy(), table.sample()), ((0, MAX_TENANTS), Vec::new()));
 }
@@ -73,7 +73,7 @@ fn tenants_have_their_own_ids_weights_and_places() {
     assert!(stranger.enter(now).is_err() && nameless.enter(now).is_err());
     assert_eq!(caller(&table, "default", now).0.unwrap().name, nameless.0.as_ref().unwrap().name);
 
-    let weights = [&visits[0], &others[0], &others[1]].map(|visit| visit.tenant().weight);
+    let weights = [&visits[0], &others[0], &others[1]].map(|visit| visit.rank().tenant.weight);
     assert_eq!(weights, [4.0, 2.0, 2.0]);
     let mut ids = [id(&acme), id(&stranger), id(&nameless), id(&caller(&table, "other", now))];
     ids.sort_unstable();
@@ -234,4 +234,17 @@ fn many_at_once_never_pass_a_bound_and_leave_nothing_behind() {
         let known = caller(&table, &format!("t{tenant}"), now).0.unwrap();
         assert_eq!(known.in_progress.load(Ordering::Relaxed), 0, "seed {SEED}");
     }
+}
+
+#[test]
+fn a_tenant_has_no_better_priority_than_its_quota_says() {
+    let table = table("default = { best_priority = 4 }\nquotas.acme = { weight = 2.0 }");
+    let now = Instant::now();
+    let levels = |name: &str| {
+        let rank = caller(&table, name, now).enter(now).unwrap().rank();
+        [1, 4, 8].map(|level| rank.limit(Priority::new(level).unwrap()).level())
+    };
+    assert_eq!((levels("anybody"), levels("acme")), ([4, 4, 8], [1, 4, 8]));
+    let wrong: Tenants = toml::from_str("header = 'x-tenant-id'\ndefault = { best_priority = 9 }").unwrap();
+    assert_eq!(wrong.problems(), ["tenants.default.best_priority: expected 1 to 8, got 9"]);
 }

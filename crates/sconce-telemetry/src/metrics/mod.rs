@@ -14,7 +14,7 @@ pub use monitors::{MonitorSample, PerformanceSample};
 pub use reviews::{ReviewDecisions, ReviewSample};
 pub use rollouts::{RolloutSample, RolloutsSample};
 pub use text::Format;
-pub use traffic::{ShadowSample, VariantSample};
+pub use traffic::{RequestsSample, ShadowSample, VariantSample};
 
 use crate::traces::RecorderSample;
 use prometheus_client::collector::Collector;
@@ -253,6 +253,8 @@ pub struct Scrape {
     pub monitors: Vec<MonitorSample>,
     /// What they take requests from, where there is a registry.
     pub monitors_sink: Option<SinkSample>,
+    /// How requests ended, by model.
+    pub requests: Vec<RequestsSample>,
     /// Versions that labels came for.
     pub performances: Vec<PerformanceSample>,
     /// What people decide, where there is a registry.
@@ -271,6 +273,7 @@ pub struct Scrape {
 /// Only when formatting into a string fails.
 pub fn encode(mut scrape: Scrape, format: Format) -> Result<String, fmt::Error> {
     bound(&mut scrape.models);
+    traffic::bound_requests(&mut scrape.requests);
     traffic::bound(&mut scrape.variants);
     traffic::bound_shadows(&mut scrape.shadows);
     let of = |model: &ModelSample| {
@@ -317,6 +320,7 @@ impl Collector for Scrape {
         self.encode_monitors(&mut encoder)?;
         self.encode_reviews(&mut encoder)?;
         self.encode_performances(&mut encoder)?;
+        self.encode_requests(&mut encoder)?;
         if self.triton_names { self.encode_triton_names(&mut encoder) } else { Ok(()) }
     }
 }

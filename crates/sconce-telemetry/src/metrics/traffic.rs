@@ -7,6 +7,19 @@ use sconce_core::DurationHistogram;
 use std::collections::BTreeMap;
 use std::fmt;
 
+/// How a model's requests ended, whatever version they were for and whether it was in memory.
+#[derive(Debug, Clone, Default)]
+pub struct RequestsSample {
+    /// The model's name.
+    pub model: String,
+    /// Those that were answered.
+    pub answered: u64,
+    /// Those that were wrong themselves.
+    pub refused: u64,
+    /// Those that were not answered although nothing was wrong with them.
+    pub failed: u64,
+}
+
 /// One variant at the time of a scrape.
 #[derive(Debug, Clone, Default)]
 pub struct VariantSample {
@@ -39,6 +52,21 @@ pub struct ShadowSample {
     pub failed: BTreeMap<&'static str, u64>,
     /// Requests that wait.
     pub waiting: usize,
+}
+
+/// Adds up what is beyond [`MAX_VERSIONS`], by name.
+pub(super) fn bound_requests(requests: &mut Vec<RequestsSample>) {
+    requests.sort_by(|a, b| a.model.cmp(&b.model));
+    if requests.len() <= MAX_VERSIONS {
+        return;
+    }
+    let mut other = RequestsSample { model: OTHER.to_owned(), ..Default::default() };
+    for model in requests.drain(MAX_VERSIONS..) {
+        other.answered += model.answered;
+        other.refused += model.refused;
+        other.failed += model.failed;
+    }
+    requests.push(other);
 }
 
 /// Adds up what is beyond [`MAX_VERSIONS`], by name.
@@ -78,6 +106,18 @@ pub(super) fn bound_shadows(shadows: &mut Vec<ShadowSample>) {
 }
 
 impl Scrape {
+    pub(super) fn encode_requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Requests of a model by how they ended, as its callers see it: also where no version of it was in memory";
+        let mut family = encoder.encode_descriptor("sconce_requests", help, None, MetricType::Counter)?;
+        for RequestsSample { model, answered, refused, failed } in &self.requests {
+            for (outcome, count) in [("answered", answered), ("refused", refused), ("failed", failed)] {
+                let labels = [("model", model.clone()), ("outcome", outcome.to_owned())];
+                family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(count, None)?;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn encode_shadows(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         type CountOf = fn(&ShadowSample) -> u64;
         type CountsOf = fn(&ShadowSample) -> &BTreeMap<&'static str, u64>;

@@ -49,9 +49,8 @@ pub(crate) fn write(observed: &Observed, reason: Option<Reason>) {
     let trace_id = format!("{:032x}", observed.trace.trace_id);
     let span_id = format!("{:016x}", observed.trace.span_id);
     let prediction_id = observed.prediction_id.map(display);
-    let target = observed.target.as_deref();
-    let model = target.map(|target| &*target.model);
-    let version = target.map(|target| &*target.version);
+    let model = observed.named().map(|(model, _)| model);
+    let version = observed.named().map(|(_, version)| version).filter(|version| !version.is_empty());
     let latency_ms = observed.time().as_secs_f64() * 1e3;
     let status = spans::status(observed.code).1;
     let tenant = observed.tenant.as_deref();
@@ -117,9 +116,11 @@ mod tests {
             observed.code = Some(ErrorCode::NotFound);
             (observed.target, observed.prediction_id, observed.tenant) = (None, None, None);
             write(&observed, None);
+            observed.asked = Some(Box::new(("nobody".to_owned(), String::new())));
+            write(&observed, None);
         });
         let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-        let [good, bad] = text.lines().collect::<Vec<_>>()[..] else { panic!("{text}") };
+        let [good, bad, unknown] = text.lines().collect::<Vec<_>>()[..] else { panic!("{text}") };
         for part in [
             format!("\"trace_id\":\"{:032x}\"", observed.trace.trace_id),
             format!("\"span_id\":\"{:016x}\"", observed.trace.span_id),
@@ -132,5 +133,6 @@ mod tests {
         }
         assert!(bad.contains("\"status\":\"NOT_FOUND\"") && bad.contains("\"level\":\"WARN\""), "{bad}");
         assert!(!bad.contains("model\"") && !bad.contains("tenant"), "{bad}");
+        assert!(unknown.contains("\"model\":\"nobody\"") && !unknown.contains("version"), "{unknown}");
     }
 }

@@ -89,6 +89,8 @@ pub struct Observed {
     pub prediction_id: Option<PredictionId>,
     /// The version that answers.
     pub target: Option<Arc<Target>>,
+    /// Of a request that no version took: the model and the version that it named, abbreviated.
+    pub asked: Option<Box<(String, String)>>,
     /// The variant of its model that a route sent it to.
     pub variant: Option<Arc<str>>,
     /// What it failed with.
@@ -108,6 +110,12 @@ pub(crate) struct Stage {
 }
 
 impl Observed {
+    /// The model and the version that answer, or that were asked for.
+    pub(crate) fn named(&self) -> Option<(&str, &str)> {
+        let asked = self.asked.as_deref().map(|(model, version)| (model.as_str(), version.as_str()));
+        self.target.as_deref().map(|target| (&*target.model, &*target.version)).or(asked)
+    }
+
     /// A request that came now.
     pub fn new(trace: RequestTrace, method: Method, arrived_at: Instant) -> Self {
         Self {
@@ -123,6 +131,7 @@ impl Observed {
             deadline: None,
             prediction_id: None,
             target: None,
+            asked: None,
             variant: None,
             code: None,
             tenant: None,

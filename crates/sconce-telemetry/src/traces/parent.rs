@@ -2,7 +2,6 @@
 //!
 //! Both are read strictly: what is malformed is treated as absent, as their specifications ask. A caller gets no error for it.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 /// The longest `tracestate` that is taken up, in bytes: what the specification asks everybody to be able to pass on.
@@ -19,6 +18,10 @@ pub struct RequestTrace {
     pub parent: Option<u64>,
     /// Whether the caller keeps the trace; `None` leaves it to this server.
     pub sampled: Option<bool>,
+    /// Whether this server keeps it, whatever becomes of the request.
+    pub kept: bool,
+    /// Whether the caller spoke B3.
+    pub b3: bool,
     /// The caller's `tracestate`, as it came.
     pub state: Option<Arc<str>>,
 }
@@ -37,8 +40,9 @@ impl RequestTrace {
     pub fn of_call<'a>(header: impl Fn(&'static str) -> Option<&'a [u8]>) -> Self {
         let w3c = header("traceparent").and_then(w3c);
         let state = w3c.and_then(|_| header("tracestate")).and_then(state);
-        let said = w3c.or_else(|| b3(&header)).unwrap_or_default();
-        let mut trace = Self::new(said.sampled);
+        let b3 = if w3c.is_some() { None } else { b3(&header) };
+        let said = w3c.or(b3).unwrap_or_default();
+        let mut trace = Self { b3: b3.is_some(), ..Self::new(said.sampled) };
         if let Some((trace_id, parent)) = said.ids {
             (trace.trace_id, trace.parent) = (trace_id, Some(parent));
         }
@@ -53,6 +57,8 @@ impl RequestTrace {
             span_id: fastrand::u64(1..),
             parent: None,
             sampled,
+            kept: false,
+            b3: false,
             state: None,
         }
     }
@@ -70,12 +76,15 @@ impl RequestTrace {
         Self { span_id: fastrand::u64(1..), parent: Some(self.span_id), ..self.clone() }
     }
 
-    /// The `traceparent` for a call made on this request's behalf; `keep` says whether its spans are kept here.
-    pub fn traceparent(&self, keep: bool) -> String {
-        let mut text = String::with_capacity(55);
-        // Writing into a string does not fail.
-        let _ = write!(text, "00-{:032x}-{:016x}-{:02x}", self.trace_id, self.span_id, u8::from(keep));
-        text
+    /// The headers of a call made on this request's behalf: `traceparent`, with `tracestate` if there is one, and `b3` for those who
+    /// spoke that. They say that the trace is kept if the caller or this server keeps it.
+    pub fn headers(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let keep = u8::from(self.kept || self.sampled == Some(true));
+        let (trace_id, span_id) = (self.trace_id, self.span_id);
+        let parent = ("traceparent", format!("00-{trace_id:032x}-{span_id:016x}-{keep:02x}"));
+        let state = self.state.as_ref().map(|state| ("tracestate", state.to_string()));
+        let b3 = self.b3.then(|| ("b3", format!("{trace_id:032x}-{span_id:016x}-{keep}")));
+        [parent].into_iter().chain(state).chain(b3)
     }
 }
 
@@ -278,10 +287,12 @@ mod tests {
     proptest! {
         #[test]
         fn what_goes_out_comes_back(trace_id in 1u128.., span_id in 1u64.., keep: bool) {
-            let trace = RequestTrace { trace_id, span_id, parent: None, sampled: None, state: None };
-            let back = of(&[("traceparent", &trace.traceparent(keep))]);
-            prop_assert_eq!(taken(&back), Some((trace_id, span_id)));
-            prop_assert_eq!(back.sampled, Some(keep));
+            let trace = RequestTrace { trace_id, span_id, kept: keep, b3: true, ..RequestTrace::new(None) };
+            for (name, value) in trace.headers() {
+                let back = of(&[(name, &value)]);
+                prop_assert_eq!(taken(&back), Some((trace_id, span_id)));
+                prop_assert_eq!((back.sampled, back.b3), (Some(keep), name == "b3"));
+            }
         }
 
         #[test]

@@ -148,9 +148,11 @@ fn about(observed: &Observed, fields: &mut Fields<'_>) {
     if observed.method == Method::Shadow {
         fields.attribute("sconce.shadow", Value::Bool(true));
     }
-    if let Some(target) = &observed.target {
-        fields.text("sconce.model", &target.model);
-        fields.text("sconce.version", &target.version);
+    if let Some((model, version)) = observed.named() {
+        fields.text("sconce.model", model);
+        if !version.is_empty() {
+            fields.text("sconce.version", version);
+        }
     }
     if let Some(id) = observed.prediction_id {
         fields.text("sconce.prediction_id", &id.to_string());
