@@ -415,7 +415,8 @@ async fn what_cannot_be_answered_in_time_is_refused_at_once_with_the_estimate() 
     let deadline = "sconce_queue_refusals_total{model=\"slow\",version=\"1\",reason=\"deadline\"}";
     let refused = async || {
         // An idle model tries what seems too late once a second.
-        let status = client.infer(&[("grpc-timeout", "20m")], identity_request("slow", 1)).await.unwrap_err();
+        let status = client.infer(&[], identity_request("slow", 1).timeout(Duration::from_millis(20))).await;
+        let status = status.unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded);
         status.message().starts_with("the deadline cannot be met: the answer would take ")
             && status.message().ends_with(" ms are left")

@@ -27,6 +27,10 @@ EMPTY = {
     "Where rollouts stand": "there is no rollout",
     "How watched versions stand": "nothing is watched",
     "How far features are from the reference": "nothing is watched",
+    "Share of shadows' answers that disagree": "no shadow is declared",
+    "Accuracy, by labels": "no labels come",
+    "Mean absolute error, by labels": "no labels come",
+    "Share of predictions with a label": "no labels come",
     "Model memory / {{instance}} {{device}}: bound": "no bound is configured",
 }
 

@@ -70,6 +70,7 @@ impl<T> Batcher<T> {
         let queue_depth = self.len();
         let rivals = self.rivals_at.is_some_and(|at| now.saturating_duration_since(at) < RIVALRY);
         let mut draft = Draft {
+            // One allocation a batch: it leaves with the batch.
             entries: Vec::with_capacity(queue_depth.min(self.policy.max_rows)),
             work: Work::default(),
             longest: 0,
@@ -225,7 +226,12 @@ impl<T> Batcher<T> {
     }
 
     /// Whether a request must not run.
-    fn is_gone(&self, now: Instant, waiting: &Waiting<T>, abandoned: &impl Fn(&T) -> bool) -> bool {
+    pub(super) fn is_gone(
+        &self,
+        now: Instant,
+        waiting: &Waiting<T>,
+        abandoned: &impl Fn(&T) -> bool,
+    ) -> bool {
         let entry = &waiting.entry;
         if entry.expired(now) || abandoned(&entry.ticket) {
             return true;

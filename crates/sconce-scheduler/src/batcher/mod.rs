@@ -232,8 +232,11 @@ impl<T> Batcher<T> {
         if let Some(refusal) = self.refusal(now, &entry, work, expected) {
             return Err((refusal, entry));
         }
-        let shed =
-            if self.len() < self.policy.queue_depth { None } else { self.shed(entry.priority, entry.tenant) };
+        let shed = if self.len() < self.policy.queue_depth {
+            None
+        } else {
+            self.shed(now, entry.priority, entry.tenant)
+        };
         if shed.is_none() && self.len() >= self.policy.queue_depth {
             return Err((
                 Refusal::Full { retry_after: duration(self.paced(expected, entry.priority)) },

@@ -146,6 +146,20 @@ fn a_full_queue_is_not_full_for_one_tenant_because_another_filled_it() {
 }
 
 #[test]
+fn who_cannot_make_it_any_more_is_the_first_to_leave_a_full_queue() {
+    let now = Instant::now();
+    let mut batcher = learned(BatchPolicy { queue_depth: 3, ..POLICY });
+    for (ticket, ms) in [(1, None), (2, Some(200)), (3, Some(900))] {
+        let deadline = ms.map(|ms| now + MS * ms);
+        batcher.push(now, Entry { deadline, ..entry(ticket, 1, now) }).unwrap();
+    }
+    assert_eq!(batcher.push(now, entry(4, 1, now)).unwrap_err().0.name(), "queue_full");
+    // A batch takes 11 ms, and 10 are left.
+    let later = now + 190 * MS;
+    assert_eq!(batcher.push(later, entry(5, 1, later)).unwrap().unwrap().ticket, 2);
+}
+
+#[test]
 fn a_deadline_that_is_far_away_keeps_nobody_waiting_longer_than_none() {
     let now = Instant::now();
     let mut batcher = Batcher::new(BatchPolicy { max_rows: 1, ..POLICY }, 1);
