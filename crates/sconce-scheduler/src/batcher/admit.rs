@@ -160,9 +160,9 @@ impl<T> Batcher<T> {
         may
     }
 
-    /// Makes room for a request of `priority`: first leaves who cannot make its deadline any more; of the lowest priority there is, if that is lower, one leaves as [`shed_below`] says. Else
-    /// one of the same priority does, of the tenant with the most places for its weight, if `tenant` has fewer for its own: a queue
-    /// is not full for one tenant because another filled it.
+    /// Makes room for a request of `priority`: whoever cannot make its deadline any more leaves first. Else one of the lowest priority
+    /// does, if that is lower, as [`shed_below`] says; else one of the same priority, of the tenant with the most places for its
+    /// weight, if `tenant` has fewer for its own: a queue is not full for one tenant because another filled it.
     ///
     /// [`shed_below`]: Self::shed_below
     pub(super) fn shed(&mut self, now: Instant, priority: Priority, tenant: Tenant) -> Option<Entry<T>> {

@@ -68,6 +68,8 @@ impl<T> Batcher<T> {
     pub fn take(&mut self, now: Instant, contested: bool, abandoned: impl Fn(&T) -> bool) -> Dispatch<T> {
         let id = self.next_batch;
         let queue_depth = self.len();
+        // A priority that nobody asks for any more would keep those that left.
+        self.arrivals.iter_mut().for_each(|arrivals| forget_gone(arrivals, &self.waiting));
         let rivals = self.rivals_at.is_some_and(|at| now.saturating_duration_since(at) < RIVALRY);
         let mut draft = Draft {
             // One allocation a batch: it leaves with the batch.

@@ -204,6 +204,20 @@ fn one_that_waits_among_its_like_ages_nobody_out() {
 }
 
 #[test]
+fn a_priority_that_nobody_asks_for_any_more_keeps_nothing() {
+    let now = Instant::now();
+    let mut batcher = Batcher::new(POLICY, 1);
+    for ticket in 0..60 {
+        batcher.push(now, entry(ticket, 1, now)).unwrap();
+    }
+    while !batcher.take(now, false, |_| false).entries.is_empty() {}
+    let priority = Priority::new(1).unwrap();
+    batcher.push(now, Entry { priority, ..entry(100, 1, now) }).unwrap();
+    batcher.take(now, false, |_| false);
+    assert!(batcher.arrivals.iter().map(VecDeque::len).sum::<usize>() <= 1);
+}
+
+#[test]
 fn of_one_priority_the_earliest_deadline_goes_first() {
     let now = Instant::now();
     let mut batcher = Batcher::new(BatchPolicy { max_rows: 2, ..POLICY }, 1);

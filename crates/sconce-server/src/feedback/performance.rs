@@ -102,6 +102,7 @@ impl Background {
         loop {
             let page = joined(registry.journal(), name, question.made, after, limits::PAGE, now_ms)?;
             let (rows, next) = page;
+            predictions += rows.len() as u64;
             for row in rows {
                 let Some(exposure) = row.exposure else { continue };
                 let Some(version) = ModelVersion::new(exposure.version) else { continue };
@@ -122,10 +123,8 @@ impl Background {
                 }
                 let Some(group) = groups.get_mut(&key) else { continue };
                 let outcome = row.outcomes.iter().find(|outcome| outcome.metric == LABEL);
-                // A score that is no probability comes of a model that gives none.
-                if group.take(row.id.at_ms(), said, outcome.and_then(truth)).is_ok() {
-                    predictions += 1;
-                }
+                // A score that is no probability comes of a model that gives none: it is not taken.
+                let _ = group.take(row.id.at_ms(), said, outcome.and_then(truth));
             }
             if next.is_none() || predictions >= MAX_PREDICTIONS as u64 {
                 cut |= next.is_some();
@@ -411,7 +410,9 @@ impl Performances {
         let answered = answered?;
         let ripens = answered.reports.iter().flat_map(|(.., report)| &report.cohorts);
         let ripens = ripens.filter(|cohort| !cohort.is_mature).map(|cohort| cohort.since_ms);
-        model.ripe_ms = ripens.min().map_or(u64::MAX, |since| since.saturating_add(cohort_ms + maturity_ms));
+        model.ripe_ms = ripens
+            .min()
+            .map_or(u64::MAX, |since| since.saturating_add(cohort_ms).saturating_add(maturity_ms));
         let mut news = Vec::new();
         for (version, _, report) in answered.reports {
             let Some(version) = ModelVersion::new(version) else { continue };
