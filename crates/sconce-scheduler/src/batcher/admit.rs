@@ -160,15 +160,12 @@ impl<T> Batcher<T> {
         may
     }
 
-    /// Makes room for a request of `priority`: whoever cannot make its deadline any more leaves first. Else one of the lowest priority
-    /// does, if that is lower, as [`shed_below`] says; else one of the same priority, of the tenant with the most places for its
-    /// weight, if `tenant` has fewer for its own: a queue is not full for one tenant because another filled it.
+    /// Makes room for a request of `priority`: of the lowest priority there is, if that is lower, one leaves as [`shed_below`] says;
+    /// else one of the same priority, of the tenant with the most places for its weight, if `tenant` has fewer for its own: a queue is
+    /// not full for one tenant because another filled it.
     ///
     /// [`shed_below`]: Self::shed_below
-    pub(super) fn shed(&mut self, now: Instant, priority: Priority, tenant: Tenant) -> Option<Entry<T>> {
-        if let Some(slot) = self.hopeless(now) {
-            return self.leave(slot);
-        }
+    pub(super) fn shed(&mut self, priority: Priority, tenant: Tenant) -> Option<Entry<T>> {
         if let Some(lower) = self.shed_below(priority.level()) {
             return Some(lower);
         }
@@ -193,17 +190,6 @@ impl<T> Batcher<T> {
             shed.extend(self.shed_below(0));
         }
         shed
-    }
-
-    /// Of those whose deadlines are the earliest one that would be late if it ran now.
-    fn hopeless(&self, now: Instant) -> Option<usize> {
-        let lines = self.levels.iter().flat_map(|level| &level.lines);
-        let mut slots = lines.filter_map(|line| Some(line.line.first()?.slot));
-        // Who has expired is told so by whoever sweeps.
-        slots.find(|slot| {
-            let waiting = self.waiting.get(*slot).filter(|waiting| !waiting.entry.expired(now));
-            waiting.is_some_and(|waiting| self.is_gone(now, waiting, &|_: &T| false))
-        })
     }
 
     /// Of all levels after the first `level`, the last one's tenant with the most places for its weight gives up its request with the

@@ -232,11 +232,8 @@ impl<T> Batcher<T> {
         if let Some(refusal) = self.refusal(now, &entry, work, expected) {
             return Err((refusal, entry));
         }
-        let shed = if self.len() < self.policy.queue_depth {
-            None
-        } else {
-            self.shed(now, entry.priority, entry.tenant)
-        };
+        let shed =
+            if self.len() < self.policy.queue_depth { None } else { self.shed(entry.priority, entry.tenant) };
         if shed.is_none() && self.len() >= self.policy.queue_depth {
             return Err((
                 Refusal::Full { retry_after: duration(self.paced(expected, entry.priority)) },
@@ -291,9 +288,9 @@ impl<T> Batcher<T> {
         }
     }
 
-    /// Takes out what must not run, wherever it stands.
+    /// Takes out what must not run, wherever it stands: also what would be late however soon it ran.
     pub fn sweep(&mut self, now: Instant, abandoned: impl Fn(&T) -> bool) -> Vec<Entry<T>> {
-        let gone = |waiting: &Waiting<T>| waiting.entry.expired(now) || abandoned(&waiting.entry.ticket);
+        let gone = |waiting: &Waiting<T>| self.is_gone(now, waiting, &abandoned);
         let slots: Vec<usize> =
             self.waiting.iter().filter(|(_, waiting)| gone(waiting)).map(|(slot, _)| slot).collect();
         slots.into_iter().filter_map(|slot| self.leave(slot)).collect()

@@ -146,7 +146,7 @@ fn a_full_queue_is_not_full_for_one_tenant_because_another_filled_it() {
 }
 
 #[test]
-fn who_cannot_make_it_any_more_is_the_first_to_leave_a_full_queue() {
+fn who_cannot_make_it_any_more_makes_room_in_a_full_queue() {
     let now = Instant::now();
     let mut batcher = learned(BatchPolicy { queue_depth: 3, ..POLICY });
     for (ticket, ms) in [(1, None), (2, Some(200)), (3, Some(900))] {
@@ -156,7 +156,9 @@ fn who_cannot_make_it_any_more_is_the_first_to_leave_a_full_queue() {
     assert_eq!(batcher.push(now, entry(4, 1, now)).unwrap_err().0.name(), "queue_full");
     // A batch takes 11 ms, and 10 are left.
     let later = now + 190 * MS;
-    assert_eq!(batcher.push(later, entry(5, 1, later)).unwrap().unwrap().ticket, 2);
+    assert_eq!(batcher.push(later, entry(5, 1, later)).unwrap_err().0.name(), "queue_full");
+    assert_eq!(tickets(&batcher.sweep(later, |_| false)), [2]);
+    batcher.push(later, entry(5, 1, later)).unwrap();
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! has one server, the server one controller a rollout, and what others ask for by hand is refused.
 
 mod evidence;
+mod queries;
 mod stored;
 
 pub(crate) use stored::Stored;
@@ -16,12 +17,12 @@ use crate::operation::{operation, traced};
 use crate::prometheus::Prometheus;
 use crate::webhooks::{self, Webhooks};
 use evidence::Gathered;
-use sconce_core::{Error, ErrorCode, ModelName, Result, abbreviate};
+use queries::Answers;
+use sconce_core::{Error, ErrorCode, ModelName, Result};
 use sconce_registry::{AliasMove, By, DocumentChange, Registry, RegistryError, Together, limits};
 use sconce_telemetry::metrics::{RolloutSample, RolloutsSample};
 use sconce_traffic::rollout::{
-    ACCURACY, Action, End, Event, Fact, Gate, GateVerdict, Phase, Plan, Rollout, SHADOW_DISAGREEMENT, Wanted,
-    WrongPhase,
+    Action, End, Event, Fact, Gate, GateVerdict, Phase, Plan, Rollout, Wanted, WrongPhase,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,7 +31,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
 /// The kind of the document that holds a rollout.
 pub(crate) const KIND: &str = "rollout";
@@ -41,9 +41,6 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How often it reads the labels that came, and what part of the time that takes at most: one in so many.
 const LABELS: Duration = Duration::from_secs(2);
 const LABELS_REST: u32 = 50;
-/// How often queries of gates are asked, and how many are tried of a plan that may be wrong.
-const ASK: Duration = Duration::from_secs(5);
-const MAX_QUERIES: usize = 32;
 /// How often it stores what it has counted, if nothing happens that is stored anyway: what a kill can lose.
 const NOTE: Duration = Duration::from_secs(10);
 /// The first pause after a change that failed, and the longest: each is twice as long as the one before.
@@ -172,7 +169,7 @@ impl Rollouts {
         let started = async move {
             let of = name.clone();
             let monitors = rollouts.monitors.clone();
-            let (queries, silent) = rollouts.try_queries(&plan).await;
+            let (queries, silent) = queries::try_all(rollouts.prometheus.as_deref(), &plan).await;
             let read = move |registry: &Registry| {
                 let is_watched =
                     |candidate| monitors.is_some_and(|monitors| monitors.get(&of, candidate).is_ok());
@@ -199,29 +196,6 @@ impl Rollouts {
             Ok(rollouts.take_up(&name, stored, revision))
         };
         self.models.run(traced(span, started)).await
-    }
-
-    /// The names of a plan's queries that give a number, and why others give none.
-    async fn try_queries(&self, plan: &Plan) -> (Vec<String>, Vec<String>) {
-        let (mut given, mut silent) = (Vec::new(), Vec::new());
-        let mut others: BTreeMap<&str, &str> = BTreeMap::new();
-        for (name, query) in queries(plan).take(MAX_QUERIES) {
-            let is_taken = [ACCURACY, SHADOW_DISAGREEMENT, DRIFT].contains(&name);
-            let asked = match &self.prometheus {
-                _ if is_taken || *others.entry(name).or_insert(query) != query => {
-                    Err("its name is that of something else".to_owned())
-                }
-                Some(prometheus) => prometheus.ask(query).await,
-                None => {
-                    Err("nobody can be asked: the server's configuration has no `prometheus.url`".to_owned())
-                }
-            };
-            match asked {
-                Ok(_) => given.push(name.to_owned()),
-                Err(why) => silent.push(format!("query `{}`: {why}", abbreviate(name))),
-            }
-        }
-        (given, silent)
     }
 
     /// The rollout of `name`: the one under way, or else the last that was.
@@ -440,50 +414,6 @@ struct Controller {
     answers: Option<Answers>,
 }
 
-/// What queries give now, asked again and again beside the controller: it waits for none.
-struct Answers {
-    given: watch::Receiver<BTreeMap<String, Fact>>,
-    _asking: AbortOnDropHandle<()>,
-}
-
-impl Answers {
-    fn begin(prometheus: &Arc<Prometheus>, stored: &Stored) -> Option<Self> {
-        let plan = stored.rollout.plan();
-        let queries: Vec<(String, String)> =
-            queries(plan).map(|(name, query)| (name.to_owned(), query.to_owned())).collect();
-        if queries.is_empty() {
-            return None;
-        }
-        let prometheus = Arc::clone(prometheus);
-        let (sender, given) = watch::channel(BTreeMap::new());
-        let asking = async move {
-            loop {
-                for (name, query) in &queries {
-                    let asked = prometheus.ask(query).await;
-                    if let Err(why) = &asked {
-                        tracing::debug!(name, "a query of a rollout gives nothing: {why}");
-                    }
-                    sender.send_modify(|given| match asked {
-                        Ok(number) => drop(given.insert(name.clone(), Fact::Value(number))),
-                        // What it gave before says nothing of now.
-                        Err(_) => drop(given.remove(name)),
-                    });
-                }
-                tokio::time::sleep(ASK).await;
-            }
-        };
-        Some(Self { given, _asking: AbortOnDropHandle::new(tokio::spawn(asking)) })
-    }
-}
-
-/// The queries of a plan's gates, by name.
-fn queries(plan: &Plan) -> impl Iterator<Item = (&str, &str)> {
-    plan.gates.iter().filter_map(|gate| match gate {
-        Gate::Prometheus { name, query, .. } => Some((name.as_str(), query.as_str())),
-        _ => None,
-    })
-}
-
 impl Controller {
     /// Runs until the rollout has ended or the server stops; gives what was last seen.
     async fn run(mut self, mut orders: mpsc::Receiver<Order>, stop: CancellationToken) -> Seen {
@@ -544,7 +474,7 @@ impl Controller {
         let mut evidence = self.gathered.look(route.as_deref(), &self.now.stored);
         evidence.facts.extend(self.drift());
         if let Some(answers) = &self.answers {
-            evidence.facts.extend(answers.given.borrow().clone());
+            evidence.facts.extend(answers.given());
         }
         let mut next = self.now.stored.rollout.clone();
         let actions = next.step(now_ms(), &evidence);
