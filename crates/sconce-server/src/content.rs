@@ -1,6 +1,7 @@
 //! What content may leave the request path: decided here and nowhere else. Whatever keeps tensors beyond their request (a log, an
 //! example, a review, a recording, a reference row) takes [`Kept`] ones, and only this module makes those.
 
+use crate::traffic::RouteKey;
 use sconce_core::{DataPolicy, DataType, Keep, Signature, Tensor};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -41,6 +42,12 @@ impl Content {
     ) -> Vec<Kept> {
         let named = signature.outputs.iter().map(|spec| spec.name.as_str()).zip(tensors);
         self.keep(model, policy, &policy.outputs, named)
+    }
+
+    /// What may be kept of what a request to a model of this policy says where its route looks, such as whose it is: all of it, where
+    /// all its inputs may be, else nothing.
+    pub(crate) fn keys(&self, policy: &DataPolicy, keys: Vec<RouteKey>) -> Vec<RouteKey> {
+        if self.allow_plaintext && policy.inputs == Keep::All { keys } else { Vec::new() }
     }
 
     fn keep<'a>(
@@ -155,5 +162,13 @@ mod tests {
         let (inputs, outputs) = of(true, &policy);
         assert_eq!((names(&inputs), names(&outputs)), (vec![("b", false)], vec![("x", true), ("y", false)]));
         assert_eq!((inputs[0].shape(), inputs[0].datatype()), (&[1, 5][..], DataType::Uint8));
+
+        let key = || vec![RouteKey { from: "metadata", name: "user".to_owned(), value: "ada".to_owned() }];
+        let all = DataPolicy::of_word("all").unwrap();
+        assert_eq!(Content::new(true).keys(&all, key()), key());
+        assert!(Content::new(false).keys(&all, key()).is_empty());
+        for policy in [policy, DataPolicy::of_word("outputs").unwrap(), DataPolicy::default()] {
+            assert!(Content::new(true).keys(&policy, key()).is_empty(), "{policy:?}");
+        }
     }
 }

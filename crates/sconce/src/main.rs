@@ -20,6 +20,7 @@ mod monitor;
 mod progress;
 mod records;
 mod registry;
+mod replay;
 mod report;
 mod review;
 mod rollout;
@@ -59,6 +60,8 @@ enum Command {
     Model(model::Args),
     /// Say which versions of a model answer which requests of a running server
     Traffic(traffic::Args),
+    /// Send recorded requests once more, and compare the answers
+    Replay(replay::Args),
     /// Let a version see a model's requests without answering any, and say how it compares
     Shadow(shadow::Args),
     /// Move a model's traffic to a candidate, stage by stage, while the evidence holds
@@ -105,6 +108,7 @@ fn main() -> ExitCode {
         Command::Models(args) => models::run(args),
         Command::Model(args) => model::run(args),
         Command::Traffic(args) => traffic::run(args),
+        Command::Replay(args) => replay::run(args),
         Command::Shadow(args) => shadow::run(args),
         Command::Rollout(args) => rollout::run(args),
         Command::Experiment(args) => experiment::run(args),

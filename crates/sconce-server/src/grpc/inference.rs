@@ -26,6 +26,7 @@ use sconce_proto::inference::infer_parameter::ParameterChoice;
 use sconce_proto::inference::{
     InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse,
 };
+use sconce_scheduler::Priority;
 use sconce_telemetry::traces::{Method, RequestTrace};
 use sconce_traffic::defer::Disposition;
 use std::convert::Infallible;
@@ -88,7 +89,7 @@ where
         (observation.received_at, observation.deadline) = (Some(Instant::now()), deadline);
         let (request, reservation) = decode(door, received, &visit, deadline).await?;
         let (response, reservation) =
-            infer(door, &head.headers, request, reservation, visit.rank(), deadline, observation).await?;
+            infer(door, &head.headers, request, reservation, visit.rank(), observation).await?;
         frames::encode(response, reservation)
     });
     let answered = answered.await;
@@ -212,7 +213,7 @@ async fn stream_reply(
         let answered = async {
             let (request, reservation) = decode(door, received, &visit, deadline).await?;
             id.clone_from(&request.id);
-            infer(door, headers, request, reservation, visit.rank(), deadline, &mut observation).await
+            infer(door, headers, request, reservation, visit.rank(), &mut observation).await
         };
         let answered = answered.await;
         visit.end(&answered);
@@ -249,10 +250,9 @@ async fn infer(
     message: ModelInferRequest,
     reservation: Reservation,
     rank: Rank,
-    call_deadline: Option<Instant>,
     observation: &mut Observation,
 ) -> Result<(ModelInferResponse, Reservation)> {
-    let arrived_at = observation.arrived_at;
+    let (arrived_at, call_deadline) = (observation.arrived_at, observation.deadline);
     if door.draining.is_cancelled() {
         return Err(Error::new(ErrorCode::Unavailable, "the server is draining"));
     }
@@ -264,10 +264,10 @@ async fn infer(
         observation.asked = Some(Box::new((model.to_string(), version.to_string())));
     })?;
     let Some(decided) = &routed.decided else {
-        return infer_by(door, &routed, message, reservation, rank, call_deadline, observation).await;
+        return infer_by(door, &routed, headers, message, reservation, rank, observation).await;
     };
     observation.variant = Some(Arc::clone(&decided.variant.label));
-    let answered = infer_by(door, &routed, message, reservation, rank, call_deadline, observation).await;
+    let answered = infer_by(door, &routed, headers, message, reservation, rank, observation).await;
     decided.variant.tally.count(&answered, arrived_at.elapsed());
     answered
 }
@@ -276,13 +276,13 @@ async fn infer(
 async fn infer_by(
     door: &Door,
     routed: &Routed,
+    headers: &HeaderMap,
     message: ModelInferRequest,
     reservation: Reservation,
     rank: Rank,
-    call_deadline: Option<Instant>,
     observation: &mut Observation,
 ) -> Result<(ModelInferResponse, Reservation)> {
-    let arrived_at = observation.arrived_at;
+    let (arrived_at, call_deadline) = (observation.arrived_at, observation.deadline);
     let Routed { served, generation, decided } = routed;
     served.used(arrived_at);
     let prediction_id = PredictionId::new();
@@ -290,6 +290,15 @@ async fn infer_by(
     observation.target = Some(Arc::clone(&served.observed_as));
     observation.prediction_id = Some(prediction_id);
     observation.draft = door.predictions.draft(served, prediction_id);
+    if let Some(draft) = &mut observation.draft {
+        draft.request.version.clone_from(&message.model_version);
+        if decided.is_some()
+            && let Some(route) = door.models.live_route(&message.model_name)
+        {
+            let asks = Asks { headers: Some(headers), parameters: Some(&message.parameters) };
+            draft.request.keys = door.content.keys(&served.settings.data_policy, route.keys(&asks));
+        }
+    }
     let exposures = door.exposures.as_ref();
     observation.exposure =
         exposures.and_then(|exposures| exposures.draft(served, decided.as_deref(), prediction_id));
@@ -303,6 +312,10 @@ async fn infer_by(
     let (request, reservation) = converted.flatten().inspect_err(count)?;
     if let Some(draft) = &mut observation.draft {
         draft.asked(&door.content, served, &request.tensors);
+        let of_call = call_deadline.map(|deadline| deadline.saturating_duration_since(arrived_at));
+        draft.request.timeout = request.timeout.into_iter().chain(of_call).min();
+        let is_asked = request.priority != Priority::default();
+        draft.request.priority = u8::try_from(request.priority.level()).ok().filter(|_| is_asked);
     }
     if let Some(seen) = &mut observation.seen {
         seen.asked(served, &request.tensors);
@@ -367,6 +380,9 @@ async fn infer_by(
     }
     if disposition != Disposition::Answer {
         let (what, cause) = words(disposition);
+        if let Some(draft) = &mut observation.draft {
+            draft.review = Some(what);
+        }
         for (name, text) in [("review", what), ("review_cause", cause)] {
             let text =
                 InferParameter { parameter_choice: Some(ParameterChoice::StringParam(text.to_owned())) };

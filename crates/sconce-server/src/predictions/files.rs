@@ -315,6 +315,7 @@ fn suffixed(path: &Path, suffix: &str) -> PathBuf {
 mod tests {
     use super::*;
     use crate::content::Content;
+    use crate::predictions::Request;
     use parquet::file::reader::{FileReader as _, SerializedFileReader};
     use sconce_core::{DataPolicy, DataType, PredictionId, Tensor};
 
@@ -332,6 +333,8 @@ mod tests {
             latency: Duration::from_micros(7),
             inputs: Content::new(true).inputs("m", &DataPolicy::of_word("all").unwrap(), &inputs),
             outputs: Vec::new(),
+            review: None,
+            request: Request::default(),
         }
     }
 

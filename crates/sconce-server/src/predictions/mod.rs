@@ -6,7 +6,7 @@ mod files;
 mod parquet;
 mod record;
 
-pub(crate) use record::{Record, Values, utc};
+pub(crate) use record::{Record, Request, Values, utc};
 
 use crate::config::PredictionLog as Settings;
 use crate::content::{Content, Kept};
@@ -29,8 +29,12 @@ pub(crate) struct PredictionLog {
 /// One request on its way to the log.
 pub(crate) struct Draft {
     log: Arc<PredictionLog>,
+    /// What was asked beside the tensors.
+    pub(crate) request: Request,
     inputs: Vec<Kept>,
     outputs: Vec<Kept>,
+    /// Whether people decide, where the answer said so.
+    pub(crate) review: Option<&'static str>,
 }
 
 impl PredictionLog {
@@ -56,8 +60,14 @@ impl PredictionLog {
             return None;
         }
         let sample = served.settings.prediction_log.unwrap_or(self.sample);
-        let draft = || Box::new(Draft { log: Arc::clone(self), inputs: Vec::new(), outputs: Vec::new() });
-        (id.share() < sample).then(draft)
+        let draft = || Draft {
+            log: Arc::clone(self),
+            request: Request::default(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            review: None,
+        };
+        (id.share() < sample).then(|| Box::new(draft()))
     }
 
     /// A scrape's view of the sinks.
@@ -79,6 +89,7 @@ impl PredictionLog {
 impl Draft {
     /// Notes what may be kept of the request.
     pub(crate) fn asked(&mut self, content: &Content, served: &Served, tensors: &[(String, Tensor)]) {
+        self.request.inputs = tensors.len();
         self.inputs = content.inputs(served.name.as_str(), &served.settings.data_policy, tensors);
     }
 
@@ -103,6 +114,8 @@ impl Draft {
             tenant: observed.tenant.clone(),
             status: observed.status(),
             latency: observed.time(),
+            request: self.request,
+            review: self.review,
             inputs: detached(self.inputs),
             // A failed request has none, whatever its model gave.
             outputs: if observed.code.is_none() { detached(self.outputs) } else { Vec::new() },

@@ -3,6 +3,7 @@
 
 use super::record::{Record, Values};
 use crate::content::Kept;
+use crate::traffic::RouteKey;
 use parquet::basic::Compression;
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, DoubleType, Int64Type};
 use parquet::errors::{ParquetError, Result};
@@ -50,6 +51,15 @@ impl Writer {
         column::<Int64Type>(&mut group, &numbers(Record::latency_us), None, None)?;
         tensors(&mut group, &records.iter().map(|record| &record.inputs[..]).collect::<Vec<_>>())?;
         tensors(&mut group, &records.iter().map(|record| &record.outputs[..]).collect::<Vec<_>>())?;
+        optional(&mut group, records.iter().map(|record| record.review))?;
+        column::<ByteArrayType>(&mut group, &texts(|record| record.request.version.clone()), None, None)?;
+        optional_numbers(&mut group, records.iter().map(|record| record.request.priority.map(i64::from)))?;
+        optional_numbers(&mut group, records.iter().map(|record| record.request.timeout_us()))?;
+        column::<Int64Type>(&mut group, &numbers(|record| count(record.request.inputs)), None, None)?;
+        let keys: Vec<&[RouteKey]> = records.iter().map(|record| &record.request.keys[..]).collect();
+        leaves::<ByteArrayType, _>(&mut group, &keys, |key| text(key.from))?;
+        leaves::<ByteArrayType, _>(&mut group, &keys, |key| text(&key.name))?;
+        leaves::<ByteArrayType, _>(&mut group, &keys, |key| text(&key.value))?;
         group.close()?;
         self.writer.flush()?;
         self.rows += i64::try_from(records.len()).unwrap_or(i64::MAX);
@@ -113,6 +123,18 @@ fn schema() -> String {
             required binary status (STRING);
             required int64 latency_us;
             {} {}
+            optional binary review (STRING);
+            required group request {{
+                required binary version (STRING);
+                optional int64 priority;
+                optional int64 timeout_us;
+                required int64 inputs;
+                required group keys (LIST) {{ repeated group list {{ required group element {{
+                    required binary from (STRING);
+                    required binary name (STRING);
+                    required binary value (STRING);
+                }} }} }}
+            }}
         }}",
         tensors("inputs"),
         tensors("outputs"),
@@ -137,12 +159,16 @@ fn optional<'a>(group: &mut Group<'_>, texts: impl Iterator<Item = Option<&'a st
     column::<ByteArrayType>(group, &values, Some(&definitions), None)
 }
 
+fn optional_numbers(group: &mut Group<'_>, numbers: impl Iterator<Item = Option<i64>> + Clone) -> Result<()> {
+    let definitions: Vec<i16> = numbers.clone().map(|number| number.is_some().into()).collect();
+    column::<Int64Type>(group, &numbers.flatten().collect::<Vec<_>>(), Some(&definitions), None)
+}
+
 /// The columns of one list of tensors.
 fn tensors(group: &mut Group<'_>, records: &[&[Kept]]) -> Result<()> {
-    leaves::<ByteArrayType>(group, records, |kept| text(kept.name()))?;
-    leaves::<ByteArrayType>(group, records, |kept| text(kept.datatype().name()))?;
-    let sizes =
-        |kept: &Kept| kept.shape().iter().map(|size| i64::try_from(*size).unwrap_or(i64::MAX)).collect();
+    leaves::<ByteArrayType, _>(group, records, |kept| text(kept.name()))?;
+    leaves::<ByteArrayType, _>(group, records, |kept| text(kept.datatype().name()))?;
+    let sizes = |kept: &Kept| kept.shape().iter().map(|size| count(*size)).collect();
     lists::<Int64Type>(group, records, 1, |kept| Some(sizes(kept)))?;
     lists::<DoubleType>(group, records, 2, |kept| match Values::of(kept.tensor()?) {
         Values::Floats(values) => Some(values),
@@ -163,20 +189,16 @@ fn tensors(group: &mut Group<'_>, records: &[&[Kept]]) -> Result<()> {
     })
 }
 
-/// A field of each tensor. Definition 0: the record has none; repetition 1: not its first.
-fn leaves<T: DataType>(
-    group: &mut Group<'_>,
-    records: &[&[Kept]],
-    value: impl Fn(&Kept) -> T::T,
-) -> Result<()> {
+/// A field of each item of a list. Definition 0: the record has none; repetition 1: not its first.
+fn leaves<T: DataType, I>(group: &mut Group<'_>, records: &[&[I]], value: impl Fn(&I) -> T::T) -> Result<()> {
     let (mut values, mut definitions, mut repetitions) = (Vec::new(), Vec::new(), Vec::new());
-    for kept in records {
-        if kept.is_empty() {
+    for items in records {
+        if items.is_empty() {
             definitions.push(0);
             repetitions.push(0);
         }
-        for (index, kept) in kept.iter().enumerate() {
-            values.push(value(kept));
+        for (index, item) in items.iter().enumerate() {
+            values.push(value(item));
             definitions.push(1);
             repetitions.push((index > 0).into());
         }
@@ -212,6 +234,10 @@ fn lists<T: DataType>(
         }
     }
     column::<T>(group, &values, Some(&definitions), Some(&repetitions))
+}
+
+fn count(size: usize) -> i64 {
+    i64::try_from(size).unwrap_or(i64::MAX)
 }
 
 fn text(text: &str) -> ByteArray {

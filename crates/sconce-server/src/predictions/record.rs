@@ -1,4 +1,5 @@
 use crate::content::Kept;
+use crate::traffic::RouteKey;
 use sconce_core::{DataType, PredictionId, Tensor};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -19,6 +20,24 @@ pub(crate) struct Record {
     pub(crate) latency: Duration,
     pub(crate) inputs: Vec<Kept>,
     pub(crate) outputs: Vec<Kept>,
+    /// `deferred` or `suggested`, where people decide.
+    pub(crate) review: Option<&'static str>,
+    pub(crate) request: Request,
+}
+
+/// What was asked beside the tensors: with them, what the same request takes to be made again.
+#[derive(Debug, Default)]
+pub(crate) struct Request {
+    /// The version as it was asked for: a number, an alias, or nothing.
+    pub(crate) version: String,
+    /// The priority, if it is not the default.
+    pub(crate) priority: Option<u8>,
+    /// How long its caller gave it.
+    pub(crate) timeout: Option<Duration>,
+    /// How many inputs it had, kept or not.
+    pub(crate) inputs: usize,
+    /// What it said where its route looks, as far as that may be kept.
+    pub(crate) keys: Vec<RouteKey>,
 }
 
 /// A tensor's elements in the widest type of their kind, which holds each of them exactly.
@@ -37,7 +56,10 @@ const RECORD_BYTES: usize = 256;
 impl Record {
     /// Bytes it holds in memory, about.
     pub(super) fn bytes(&self) -> usize {
-        RECORD_BYTES + self.inputs.iter().chain(&self.outputs).map(Kept::bytes).sum::<usize>()
+        let keys =
+            self.request.keys.iter().map(|key| size_of::<RouteKey>() + key.name.len() + key.value.len());
+        let tensors = self.inputs.iter().chain(&self.outputs).map(Kept::bytes);
+        RECORD_BYTES + tensors.chain(keys).sum::<usize>()
     }
 
     /// Microseconds since 1970.
@@ -55,6 +77,8 @@ impl Record {
     /// element of the tensor is no UTF-8, hexadecimal digits, and then `encoding` says so.
     pub(super) fn to_json(&self) -> Value {
         let tensors = |kept: &[Kept]| kept.iter().map(tensor).collect::<Vec<_>>();
+        let Request { version, priority, inputs, keys, .. } = &self.request;
+        let key = |key: &RouteKey| json!({ "from": key.from, "name": key.name, "value": key.value });
         json!({
             "prediction_id": self.id.to_string(),
             "time": utc(self.at),
@@ -66,7 +90,22 @@ impl Record {
             "latency_us": self.latency_us(),
             "inputs": tensors(&self.inputs),
             "outputs": tensors(&self.outputs),
+            "review": self.review,
+            "request": {
+                "version": version,
+                "priority": priority,
+                "timeout_us": self.request.timeout_us(),
+                "inputs": inputs,
+                "keys": keys.iter().map(key).collect::<Vec<_>>(),
+            },
         })
+    }
+}
+
+impl Request {
+    /// How long its caller gave it, in microseconds.
+    pub(super) fn timeout_us(&self) -> Option<i64> {
+        self.timeout.map(|timeout| i64::try_from(timeout.as_micros()).unwrap_or(i64::MAX))
     }
 }
 

@@ -13,7 +13,7 @@ use sconce_core::{Error, Result};
 use sconce_proto::inference::InferParameter;
 use sconce_proto::inference::infer_parameter::ParameterChoice;
 use sconce_registry::Document;
-use sconce_traffic::route::{self, Facts, Reason, Route, RoutingTable, Target, Value, VariantId};
+use sconce_traffic::route::{self, Facts, Key, Reason, Route, RoutingTable, Target, Value, VariantId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -87,6 +87,24 @@ impl LiveRoute {
         Some(Decided { variant, reason, unit, lanes: lanes.collect() })
     }
 
+    /// What a request says where the route looks, as text of up to [`MAX_KEY_VALUE_BYTES`].
+    pub(crate) fn keys(&self, asks: &Asks<'_>) -> Vec<RouteKey> {
+        let request = Request { asks, random: 0 };
+        let mut keys: Vec<RouteKey> = Vec::new();
+        for key in self.table.keys() {
+            let (from, name) = match key {
+                Key::Metadata(name) => (METADATA, name),
+                Key::Parameter(name) => (PARAMETER, name),
+            };
+            let value = RoutingTable::value(&request, key).and_then(|value| String::from_utf8(value).ok());
+            let is_new = !keys.iter().any(|key| (key.from, key.name.as_str()) == (from, name.as_str()));
+            if let Some(value) = value.filter(|value| is_new && value.len() <= MAX_KEY_VALUE_BYTES) {
+                keys.push(RouteKey { from, name: name.clone(), value });
+            }
+        }
+        keys
+    }
+
     /// What answers most requests.
     pub(crate) fn largest(&self) -> Option<&Arc<Variant>> {
         self.variants.get(self.largest)
@@ -110,6 +128,20 @@ impl LiveRoute {
         self.variants.iter().find(|variant| variant.id == id)
     }
 }
+
+/// What a request says at a place that its route looks at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RouteKey {
+    /// `metadata` or `parameter`.
+    pub(crate) from: &'static str,
+    pub(crate) name: String,
+    pub(crate) value: String,
+}
+
+const METADATA: &str = "metadata";
+const PARAMETER: &str = "parameter";
+/// A longer value is not noted.
+const MAX_KEY_VALUE_BYTES: usize = 1024;
 
 /// What a route decided of a request.
 pub(crate) struct Decided {

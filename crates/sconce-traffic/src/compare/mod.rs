@@ -229,21 +229,23 @@ impl Comparison {
         self.disagreement
     }
 
-    /// Takes a pair. `inputs` is asked for only if the pair is kept as an example; whether the model's data policy allows that is
-    /// the caller's to know.
-    pub fn add(&mut self, pair: &Pair<'_>, mut inputs: impl FnMut() -> Option<String>) {
+    /// Takes a pair, and says whether the two differ: in how they ended, or in any row of an output that was compared. `inputs` is
+    /// asked for only if the pair is kept as an example; whether the model's data policy allows that is the caller's to know.
+    pub fn add(&mut self, pair: &Pair<'_>, mut inputs: impl FnMut() -> Option<String>) -> bool {
         let number = draw(self.seed).wrapping_add(self.pairs);
         self.pairs += 1;
         let ending = |result: &Result<_, ErrorCode>| result.as_ref().err().map_or("OK", |code| code.name());
         let both = (ending(&pair.primary), ending(&pair.candidate));
         *self.endings.entry(both).or_default() += 1;
+        let mut differs = both.0 != both.1;
         let shown = match (pair.primary, pair.candidate) {
             (Ok(primary), Ok(candidate)) => {
                 self.add_latencies(pair.primary_latency.as_secs_f64(), pair.candidate_latency.as_secs_f64());
                 self.failures.update(0, 1);
-                let before = self.disagreeing_outputs();
+                let (before, rows_before) = (self.disagreeing_outputs(), self.differing_rows());
                 let shown = self.add_outputs(primary, candidate, number);
                 self.disagreement.add(self.disagreeing_outputs() > before);
+                differs = self.differing_rows() > rows_before;
                 shown
             }
             (Ok(_), Err(_)) => {
@@ -261,7 +263,7 @@ impl Comparison {
         let divergent = shown.score > 0.0 && self.divergent.wants(shown.score);
         let random = self.random.wants(priority);
         if !divergent && !random {
-            return;
+            return differs;
         }
         let id = sconce_core::abbreviate(pair.id).into_owned();
         let inputs = inputs().filter(|inputs| inputs.len() <= MAX_INPUT_BYTES);
@@ -272,6 +274,7 @@ impl Comparison {
         if random {
             self.random.add(priority, example);
         }
+        differs
     }
 
     /// Takes whether both models were right about a request whose label came.
@@ -326,6 +329,10 @@ impl Comparison {
 
     fn disagreeing_outputs(&self) -> u64 {
         self.outputs.iter().map(|output| output.pairs.counts().0).sum()
+    }
+
+    fn differing_rows(&self) -> u64 {
+        self.outputs.iter().map(Output::differing).sum()
     }
 
     fn add_latencies(&mut self, primary: f64, candidate: f64) {

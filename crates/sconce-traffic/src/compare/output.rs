@@ -158,6 +158,11 @@ impl Output {
         }
     }
 
+    /// Rows that disagree, and answers that do not fit.
+    pub(super) fn differing(&self) -> u64 {
+        self.disagreeing.count + self.mismatched.count
+    }
+
     /// An answer of either model was not there, or not comparable.
     pub(super) fn mismatch(&mut self) -> Shown {
         self.mismatched.add(true);

@@ -1,10 +1,12 @@
 //! Reports for people: what they are made of, and their forms. Whoever has something to report makes a [`Report`] of it; how it
 //! looks is decided here alone.
 
+mod compared;
 mod html;
 mod markdown;
 mod svg;
 
+pub(crate) use compared::{Sides, evidence, output, verdict};
 pub(crate) use html::html;
 pub(crate) use markdown::markdown;
 
@@ -50,6 +52,9 @@ pub(crate) enum Figure {
     Matrix { rows: String, columns: String, labels: Vec<String>, counts: Vec<Vec<u64>> },
 }
 
+/// Rows of the table of a figure of lines.
+const MOST_ROWS: usize = 24;
+
 impl Section {
     pub(crate) fn new(title: impl Into<String>) -> Self {
         Self { title: title.into(), blocks: Vec::new() }
@@ -94,9 +99,12 @@ impl Figure {
                         lines.iter().map(|(_, line)| line.get(at).map_or(String::new(), |it| number(*it)));
                     std::iter::once(place.clone()).chain(values).collect()
                 };
+                // Of more places than people read, some at equal steps, the last among them.
+                let step = places.len().div_ceil(MOST_ROWS).max(1);
+                let shown = |(at, _): &(usize, _)| (places.len() - 1 - at).is_multiple_of(step);
                 (
                     std::iter::once(String::new()).chain(names).collect(),
-                    places.iter().enumerate().map(row).collect(),
+                    places.iter().enumerate().filter(shown).map(row).collect(),
                 )
             }
             Self::Matrix { rows, columns, labels, counts } => {
@@ -154,6 +162,22 @@ pub(super) mod tests {
                 },
             );
         Report { title: "Shadow".to_owned(), about: "m".to_owned(), sections: vec![section] }
+    }
+
+    #[test]
+    fn a_long_line_is_a_short_table_that_ends_where_the_line_does() {
+        for (places, rows) in [(0, 0), (1, 1), (24, 24), (25, 13), (120, 24)] {
+            let figure = Figure::Lines {
+                places: (0..places).map(|place: usize| place.to_string()).collect(),
+                lines: vec![("share".to_owned(), vec![0.5; places])],
+            };
+            let (_, table) = figure.table();
+            assert_eq!(table.len(), rows, "{places}");
+            assert_eq!(
+                table.last().map(|row| row[0].clone()),
+                places.checked_sub(1).map(|it| it.to_string())
+            );
+        }
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! What a shadow has shown, for people.
 
 use crate::Failure;
-use crate::report::{Figure, Report, Section, number};
+use crate::report::{self, Figure, Report, Section, Sides};
 use crate::text;
 use sconce_client::control_proto as pb;
-use sconce_traffic::compare::{self, OutputReport, Share, Summary, Verdict};
+use sconce_traffic::compare;
 use std::collections::BTreeMap;
+
+/// Whose answers are compared.
+const SIDES: Sides = Sides { first: "primary", second: "candidate" };
 
 /// The comparison in a shadow's report; `None` before there is one.
 ///
@@ -22,7 +25,7 @@ pub(super) fn comparison(shadow: &pb::Shadowed) -> Result<Option<compare::Report
 pub(super) fn line(shadow: &pb::Shadowed, comparison: &Option<compare::Report>) -> String {
     let (dropped, failed) = (sum(&shadow.dropped), sum(&shadow.failed));
     let name = format!("{} {} (version {})", shadow.model, shadow.variant, version(shadow.version));
-    let verdict = comparison.as_ref().map_or("nothing compared yet", |it| self::verdict(it.verdict));
+    let verdict = comparison.as_ref().map_or("nothing compared yet", |it| report::verdict(it.verdict));
     let counts = format!(
         "{} offered, {} compared, {dropped} dropped, {failed} failed",
         shadow.offered, shadow.compared
@@ -47,8 +50,9 @@ pub(super) fn page(shadows: &[pb::Shadowed]) -> Result<Report, Failure> {
     for shadow in shadows {
         page.sections.push(summary(shadow));
         if let Some(comparison) = comparison(shadow)? {
-            page.sections.push(evidence(shadow, &comparison));
-            page.sections.extend(comparison.outputs.iter().map(|output| self::output(shadow, output)));
+            page.sections.push(report::evidence(&shadow.variant, &SIDES, &comparison));
+            let output = |output| report::output(&shadow.variant, &SIDES, output);
+            page.sections.extend(comparison.outputs.iter().map(output));
         }
     }
     Ok(page)
@@ -99,88 +103,6 @@ fn summary(shadow: &pb::Shadowed) -> Section {
     section
 }
 
-fn evidence(shadow: &pb::Shadowed, comparison: &compare::Report) -> Section {
-    let row = |finding: &compare::Finding| {
-        let interval = finding.interval.as_ref();
-        vec![
-            finding.name.clone(),
-            verdict(finding.verdict).to_owned(),
-            finding.estimate.map_or(String::new(), number),
-            interval.map_or(String::new(), |it| format!("{} to {}", number(it.low), number(it.high))),
-            number(finding.margin),
-            finding.pairs.to_string(),
-        ]
-    };
-    let mut section = Section::new(format!("Evidence on {}", shadow.variant)).text(format!(
-        "Over all: {}, by {} pairs. Intervals hold at all times together, however often one looks.",
-        verdict(comparison.verdict),
-        comparison.pairs
-    ));
-    let rows = comparison.findings.iter().map(row).collect();
-    section = section.table(&["question", "verdict", "estimate", "interval", "margin", "pairs"], rows);
-    let endings = comparison.endings.iter();
-    let endings = endings.map(|it| vec![it.primary.clone(), it.candidate.clone(), it.count.to_string()]);
-    section.table(&["primary ended", "candidate ended", "requests"], endings.collect())
-}
-
-fn output(shadow: &pb::Shadowed, output: &OutputReport) -> Section {
-    let mut rows = Vec::new();
-    let mut share = |what: &str, share: &Share| {
-        if let Some(rate) = share.rate() {
-            rows.push(vec![
-                what.to_owned(),
-                format!("{} of {} ({} %)", share.count, share.of, number(rate * 100.0)),
-            ]);
-        }
-    };
-    share("rows that disagree", &output.disagreeing);
-    share("rows with the same top class", &output.top1);
-    share("elements beyond the tolerance", &output.breaches);
-    share("answers that do not fit", &output.mismatched);
-    for (what, mean) in [
-        ("bias", &output.bias),
-        ("cosine", &output.cosine),
-        ("Kullback–Leibler divergence, nats", &output.kl),
-        ("Jensen–Shannon distance", &output.js),
-    ] {
-        if let Some(mean) = mean {
-            rows.push(vec![what.to_owned(), format!("{} ± {}", number(mean.mean), number(mean.deviation))]);
-        }
-    }
-    let quantiles = |what: &str, it: &Option<Summary>| {
-        let it = it.as_ref()?;
-        let cells = [it.mean, it.p50, it.p90, it.p99, it.max].map(number);
-        Some(std::iter::once(what.to_owned()).chain(cells).collect::<Vec<_>>())
-    };
-    let differences = [quantiles("absolute", &output.absolute), quantiles("relative", &output.relative)];
-    let mut section =
-        Section::new(format!("Output {} of {}", output.name, shadow.variant)).table(&["", ""], rows).table(
-            &["difference", "mean", "p50", "p90", "p99", "max"],
-            differences.into_iter().flatten().collect(),
-        );
-    if let Some(classes) = &output.classes {
-        let labels: Vec<String> = classes.classes.iter().map(|class| class.class.clone()).collect();
-        let counts: BTreeMap<(&str, &str), u64> =
-            classes.cells.iter().map(|it| ((it.primary.as_str(), it.candidate.as_str()), it.count)).collect();
-        let count = |row: &String, column: &String| {
-            counts.get(&(row.as_str(), column.as_str())).copied().unwrap_or(0)
-        };
-        let counts =
-            labels.iter().map(|row| labels.iter().map(|column| count(row, column)).collect()).collect();
-        let (rows, columns) = ("primary".to_owned(), "candidate".to_owned());
-        section = section.figure("Classes of both", Figure::Matrix { rows, columns, labels, counts });
-    }
-    section
-}
-
-fn verdict(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Equal => "equal",
-        Verdict::Different => "different",
-        Verdict::NotEnoughEvidence => "not enough evidence",
-    }
-}
-
 fn version(version: u64) -> String {
     if version == 0 { "none yet".to_owned() } else { version.to_string() }
 }
@@ -200,7 +122,6 @@ fn reasons(counts: &BTreeMap<String, u64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report;
     use sconce_core::{DataType, Tensor};
     use sconce_traffic::compare::{CompareSpec, Comparison, Pair};
     use std::time::Duration;
