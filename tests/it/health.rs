@@ -15,7 +15,7 @@ fn objective<'a>(report: &'a pb::HealthReport, model: &str, name: &str) -> &'a p
     model.objectives.iter().find(|one| one.name == name).unwrap()
 }
 
-/// The report once `requests` to `model` were counted: that is when the last byte of each answer has left.
+/// The report once `requests` to `model` with nothing wrong about them were counted: that is when the last byte of each answer has left.
 async fn counted(health: &HealthClient, model: &str, requests: u64) -> pb::HealthReport {
     let mut report = pb::HealthReport::default();
     until("the requests to be counted", async || {
@@ -59,21 +59,21 @@ async fn a_server_that_answers_in_time_is_healthy_and_one_that_does_not_says_who
         );
     }
 
-    // Requests that are wrong are no fault of the model's, and late answers are no errors.
+    // Requests that are wrong are no fault of the model's, as in the Prometheus rules, and late answers are no errors.
     for _ in 0..10 {
         let wrong = InferRequest::new("good").input("no such input", matrix(&[[1.0]]));
         assert_eq!(client.infer(wrong).await.unwrap_err().code(), Code::InvalidArgument);
         client.infer(identity_request("late", 1)).await.unwrap();
     }
-    counted(&health, "good", 30).await;
+    server.until_metric("sconce_requests_total{model=\"good\",outcome=\"refused\"}", 10).await;
     let report = counted(&health, "late", 10).await;
     let critical = |model| ("critical", "SconceSloBurnFast", model);
-    assert_eq!(alerts(&report), [critical("good"), critical("late")]);
+    assert_eq!(alerts(&report), [critical("late")]);
     assert_eq!(report.status(), pb::HealthStatus::Unhealthy);
-    let (errors, availability) =
-        (objective(&report, "good", "error_rate"), objective(&report, "good", "availability"));
-    assert_eq!((errors.status(), availability.status()), (pb::SloStatus::Burning, pb::SloStatus::Met));
-    assert_eq!((errors.target, errors.windows[0].value), (0.01, Some(10.0 / 30.0)));
+    for name in ["error_rate", "availability"] {
+        let kept = objective(&report, "good", name);
+        assert_eq!((kept.status(), kept.windows[0].requests), (pb::SloStatus::Met, 20), "{kept:?}");
+    }
     let late = objective(&report, "late", "p95_ms");
     assert!(late.status() == pb::SloStatus::Burning && late.windows[0].value.unwrap() > 5.0, "{late:?}");
     assert_eq!(objective(&report, "late", "p99_ms").status(), pb::SloStatus::Met);
@@ -85,6 +85,21 @@ async fn a_server_that_answers_in_time_is_healthy_and_one_that_does_not_says_who
     for (name, code) in [("none", Code::NotFound), ("../x", Code::InvalidArgument)] {
         assert_eq!(health.health(Some(name)).await.unwrap_err().code(), code, "{name}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_objective_that_is_not_kept_is_told_before_it_wakes_anybody() {
+    let folder = Folder::new();
+    folder.identity("slow/1", "delay_ms = 30");
+    let server = Running::start(&folder).await;
+    let (client, health) = (server.client().await, health(&server).await);
+    for _ in 0..4 {
+        let request = identity_request("slow", 1).timeout(Duration::from_millis(5));
+        assert_eq!(client.infer(request).await.unwrap_err().code(), Code::DeadlineExceeded);
+    }
+    let report = counted(&health, "slow", 4).await;
+    assert_eq!(objective(&report, "slow", "error_rate").status(), pb::SloStatus::Violated);
+    assert_eq!((report.status(), alerts(&report)), (pb::HealthStatus::Degraded, vec![]), "{report:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,7 +13,10 @@ const DEGRADED: u8 = 3;
 const UNHEALTHY: u8 = 4;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit codes: 0 healthy, 1 it could not be asked, 3 degraded, 4 unhealthy")]
+#[command(
+    after_help = "Exit codes: 0 healthy: no alert, every objective is kept; 1 it could not be asked; 3 degraded: a warning, or an objective that \
+                        is not kept over some window; 4 unhealthy: a critical alert, or it does not serve all it should"
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     control: Control,

@@ -10,6 +10,7 @@ use sconce_core::{ModelName, ModelVersion, abbreviate};
 use sconce_proto::sconce as pb;
 use sconce_proto::sconce::HealthStatus;
 use sconce_proto::sconce::health_server::Health as Service;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tonic::{Request, Status};
@@ -81,7 +82,12 @@ impl Service for HealthReports {
             _ => HealthStatus::Degraded,
         };
         let of_component = |component: &pb::Component| component.status();
+        let of_model = |report: &Report| match report.kept.iter().any(|(kept, _)| !is_kept(kept)) {
+            true => HealthStatus::Degraded,
+            false => HealthStatus::Healthy,
+        };
         let all = components.iter().map(of_component).chain(alerts.iter().map(of_alert));
+        let all = all.chain(reports.iter().map(of_model));
         answer(pb::HealthReport {
             status: all.max().unwrap_or(HealthStatus::Healthy).into(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -113,21 +119,35 @@ fn components(door: &Door, alerts: &mut Vec<pb::Alert>) -> Vec<pb::Component> {
     }];
 
     let (mut ready, mut waiting, mut failed) = (0, 0, 0);
+    let (mut answering, mut failing) = (BTreeSet::new(), BTreeSet::new());
     for (name, version, state) in door.models.index() {
         match state {
-            State::Ready(_) => ready += 1,
+            State::Ready(_) => {
+                ready += 1;
+                answering.insert(name);
+            }
             State::Unavailable(reason) if reason != UNLOADED => {
                 failed += 1;
+                failing.insert(name.clone());
                 warn(
                     "SconceLoadFailed",
                     name.to_string(),
                     format!("version {version} is not loaded: {reason}"),
                 );
             }
+            State::OnDemand => {
+                waiting += 1;
+                answering.insert(name);
+            }
             _ => waiting += 1,
         }
     }
-    let status = if failed > 0 { HealthStatus::Unhealthy } else { HealthStatus::Healthy };
+    let status = match failing.is_empty() {
+        true => HealthStatus::Healthy,
+        // Beside a candidate that failed another version answers.
+        false if failing.is_subset(&answering) => HealthStatus::Degraded,
+        false => HealthStatus::Unhealthy,
+    };
     let detail = format!("{ready} versions in memory, {waiting} not, {failed} failed");
     components.push(component("models", status, detail));
     let (mut remotes, mut open) = (0, 0);
@@ -255,6 +275,11 @@ fn burning(report: &Report) -> Vec<pb::Alert> {
         })
     };
     report.kept.iter().filter_map(of).collect()
+}
+
+/// Whether an objective is kept over every window that somebody asked in.
+fn is_kept(kept: &Kept) -> bool {
+    matches!(kept.standing, Standing::NoData | Standing::Met)
 }
 
 /// What an objective wants: `≤ 500`.

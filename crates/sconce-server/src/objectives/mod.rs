@@ -22,7 +22,7 @@ pub struct Objectives {
     pub p95_ms: f64,
     /// Milliseconds that 99 % of the answers take at most. Default 1000.
     pub p99_ms: f64,
-    /// The share of requests that fail at most, whoever is to blame. Default 0.01.
+    /// The share of requests with nothing wrong about them that fail at most. Default 0.01.
     pub error_rate: f64,
     /// The share of requests with nothing wrong about them that are answered at least. Default 0.999.
     pub availability: f64,
@@ -165,21 +165,17 @@ impl Objective {
     }
 
     fn measure(self, counts: &Counts, target: f64) -> Measured {
-        let (answered, total) = (counts.answered(), counts.total());
+        // What was wrong itself says nothing of the model, as in the Prometheus rules and in gates of rollouts.
+        let (answered, failed) = (counts.answered(), counts.failed as f64);
+        let owed = answered + counts.failed;
         let quantile = |q| counts.quantile(q).map(|seconds| seconds * 1e3);
         let share = |part: f64, of: u64| (of > 0).then(|| part / of as f64);
         // Requests, bad ones among them, the share that may be bad, the value.
         let (requests, bad, allowed, value) = match self {
             Self::P95 => (answered, counts.slower(target / 1e3), 0.05, quantile(0.95)),
             Self::P99 => (answered, counts.slower(target / 1e3), 0.01, quantile(0.99)),
-            Self::ErrorRate => {
-                let bad = (counts.refused + counts.failed) as f64;
-                (total, bad, target, share(bad, total))
-            }
-            Self::Availability => {
-                let owed = answered + counts.failed;
-                (owed, counts.failed as f64, 1.0 - target, share(answered as f64, owed))
-            }
+            Self::ErrorRate => (owed, failed, target, share(failed, owed)),
+            Self::Availability => (owed, failed, 1.0 - target, share(answered as f64, owed)),
         };
         let burn_rate = share(bad, requests).map_or(0.0, |share| share / allowed);
         Measured { requests, value, burn_rate, bad }
@@ -378,12 +374,11 @@ mod tests {
     }
 
     #[test]
-    fn bad_requests_count_against_the_error_rate_and_not_against_availability() {
+    fn requests_that_are_wrong_themselves_count_against_nothing() {
         let mut asked = Asked::new(Objectives::default());
         asked.ask(600, 5, Some(ErrorCode::InvalidArgument), Duration::ZERO);
-        let standings = asked.standings();
-        assert_eq!(standings[2], Standing::Burning(Severity::Critical));
-        assert_eq!(standings[3], Standing::Met);
+        assert_eq!(asked.standings(), [Standing::Met; 4]);
+        assert_eq!(asked.look()[2].0.windows[1].requests, 3000);
     }
 
     #[test]
