@@ -356,6 +356,32 @@ async fn a_broken_package_keeps_the_server_unready_and_the_others_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_candidate_that_cannot_be_loaded_takes_no_server_out_that_was_ready() {
+    let folder = Folder::new();
+    folder.linear("one/1", 1, &[2.0]);
+    let server = Running::start(&folder).await;
+    let (client, admin) = (server.client().await, server.admin().await);
+    for broken in ["one/2", "two/1"] {
+        folder.file(broken, "model.toml", "family = 'no such family'");
+    }
+    for name in ["one", "two"] {
+        assert_eq!(admin.repository_load(name).await.unwrap_err().code(), Code::FailedPrecondition);
+        assert_eq!(server.get("/readyz").await.0, 200);
+    }
+    assert!(client.server_ready().await.unwrap());
+    let answer = health(server.grpc()).await.check(check_of("")).await.unwrap().into_inner();
+    assert_eq!(answer.status(), ServingStatus::Serving);
+    // Each says for itself that it is not there, and the one beside it answers.
+    assert!(client.model_ready("one", "1").await.unwrap() && !client.model_ready("one", "2").await.unwrap());
+    assert!(!client.model_ready("two", "").await.unwrap());
+    assert_eq!(ask_linear(&client, linear_request("one", "", 2.0)).await.unwrap(), 4.0);
+    let states = [index_of(&client, "one").await, index_of(&client, "two").await].concat();
+    let states: Vec<&str> = states.iter().map(|entry| entry.state.as_str()).collect();
+    assert_eq!(states, ["READY", "UNAVAILABLE", "UNAVAILABLE"]);
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn giving_up_a_broken_package_makes_the_server_ready_again() {
     let folder = Folder::new();
     for name in ["unloaded", "deleted"] {

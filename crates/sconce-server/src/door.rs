@@ -50,6 +50,8 @@ pub(crate) struct Door {
     pub(crate) refused: Refused,
     /// Whether the first load is over.
     pub(crate) loaded: AtomicBool,
+    /// Whether the server was ready once.
+    was_ready: AtomicBool,
     health: HealthReporter,
     /// Where answered requests are looked at.
     pub(crate) recorder: Arc<Recorder>,
@@ -143,6 +145,7 @@ impl Door {
             draining: CancellationToken::new(),
             refused: Refused::default(),
             loaded: AtomicBool::new(false),
+            was_ready: AtomicBool::new(false),
             health,
             recorder,
             metrics: config.metrics.clone(),
@@ -157,7 +160,9 @@ impl Door {
         }
     }
 
-    /// Ready: loading is over, every model was loaded (or unloaded on purpose), and no drain has begun. `Err` says why not.
+    /// Ready: loading is over, every model was loaded (or unloaded on purpose), and no drain has begun. `Err` says why not. Once
+    /// that was so a version that cannot be loaded is told by what tells of it alone: it says nothing of those that answer, and where
+    /// all replicas were to load it, all would be taken out.
     pub(crate) fn readiness(&self) -> Result<(), String> {
         if self.draining.is_cancelled() {
             return Err("draining".to_owned());
@@ -165,12 +170,16 @@ impl Door {
         if !self.loaded.load(Ordering::Acquire) {
             return Err("loading models".to_owned());
         }
+        if self.was_ready.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let failed = self.models.index().into_iter().find_map(|(name, version, state)| match state {
             State::Unavailable(reason) if reason != UNLOADED => {
                 Some(format!("{name} version {version}: {reason}"))
             }
             _ => None,
         });
+        self.was_ready.store(failed.is_none(), Ordering::Relaxed);
         failed.map_or(Ok(()), Err)
     }
 

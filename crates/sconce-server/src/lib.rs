@@ -233,7 +233,7 @@ impl Server {
         self.addresses
     }
 
-    /// Whether every model was loaded; `Err` says why the server is not ready.
+    /// Whether every model was loaded, now or once before; `Err` says why the server is not ready.
     ///
     /// # Errors
     /// The first reason.
