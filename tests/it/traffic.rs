@@ -144,8 +144,13 @@ async fn requests_are_split_overridden_and_counted_and_a_version_that_is_named_a
     let failed: u64 = route.variants.iter().map(|it| it.failed_by_code.values().sum::<u64>()).sum();
     assert_eq!((all, failed), (600 + 90 + 1, 1));
     assert!(route.variants.iter().all(|it| it.p50_ms > 0.0 && it.p50_ms <= it.p99_ms), "{route:?}");
-    let metric = format!("sconce_variant_requests_total{{model=\"{MODEL}\",variant=\"new\",status=\"OK\"}}");
-    assert_eq!(server.metric(&metric).await, route.variants[1].answered);
+    let metric = async |version: &str, variant: &str| {
+        let labels = format!("model=\"{MODEL}\",version=\"{version}\",variant=\"{variant}\",status=\"OK\"");
+        server.metric(&format!("sconce_variant_requests_total{{{labels}}}")).await
+    };
+    assert_eq!(metric("2", "new").await, route.variants[1].answered);
+    // What was asked before the alias moved, and after.
+    assert_eq!((metric("1", "old").await + 1, metric("3", "old").await), (route.variants[0].answered, 1));
     server.shutdown().await;
 }
 

@@ -284,7 +284,9 @@ impl Door {
             let sample = |variant: &Arc<Variant>| {
                 let counts = variant.tally.snapshot();
                 let (model, variant) = (name.to_string(), variant.label.to_string());
-                VariantSample { model, variant, latency: counts.latency, errors: counts.errors }
+                let versions =
+                    counts.versions.into_iter().map(|(version, counts)| (version.to_string(), counts));
+                VariantSample { model, variant, latency: counts.latency, versions: versions.collect() }
             };
             route.variants().iter().map(sample).collect()
         };

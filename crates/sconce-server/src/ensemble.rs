@@ -216,7 +216,7 @@ async fn run_step(models: &Arc<Models>, step: &Step, mut job: Job, observed: &mu
     observed.target = Some(Arc::clone(&served.observed_as));
     let answered = dispatch::infer(models, &served, job, observed).await;
     if let Some(decided) = decided {
-        decided.variant.tally.count(&answered, started_at.elapsed());
+        decided.variant.tally.count(served.version, &answered, started_at.elapsed());
     }
     let (output, mut share) = answered?;
     let outputs = &served.signature().outputs;

@@ -268,7 +268,7 @@ async fn infer(
     };
     observation.variant = Some(Arc::clone(&decided.variant.label));
     let answered = infer_by(door, &routed, headers, message, reservation, rank, observation).await;
-    decided.variant.tally.count(&answered, arrived_at.elapsed());
+    decided.variant.tally.count(routed.served.version, &answered, arrived_at.elapsed());
     answered
 }
 

@@ -163,15 +163,15 @@ fn counts(tally: &traffic::Counts) -> Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sconce_core::Error;
+    use sconce_core::{Error, ModelVersion};
     use std::time::Duration;
 
     #[test]
     fn only_what_was_counted_since_the_last_look_is_added_and_whose_fault_it_is_matters() {
-        let tally = Arc::new(Tally::default());
-        let fail = |code| tally.count::<()>(&Err(Error::new(code, "no")), Duration::ZERO);
+        let (tally, version) = (Arc::new(Tally::default()), ModelVersion::new(1).unwrap());
+        let fail = |code| tally.count::<()>(version, &Err(Error::new(code, "no")), Duration::ZERO);
         let mut answers = Answers::default();
-        tally.count(&Ok(()), Duration::from_millis(3));
+        tally.count(version, &Ok(()), Duration::from_millis(3));
         answers.look(Some(&tally));
         for code in [ErrorCode::Cancelled, ErrorCode::InvalidArgument, ErrorCode::Internal] {
             fail(code);
@@ -183,7 +183,7 @@ mod tests {
         assert_eq!(answers.times.seconds().map(|(_, times)| times).sum::<u64>(), 1);
         // Another tally of the same variant goes on from what the first one said.
         let other = Arc::new(Tally::default());
-        other.count(&Ok(()), Duration::from_millis(3));
+        other.count(version, &Ok(()), Duration::from_millis(3));
         answers.look(Some(&other));
         answers.look(None);
         assert_eq!((answers.counts.requests, answers.counts.successes), (4, 2));

@@ -1,6 +1,6 @@
 //! What is counted of each variant of a model: for whoever looks at a route, for metrics, and as evidence for what decides on it.
 
-use sconce_core::{DurationHistogram, Error};
+use sconce_core::{DurationHistogram, Error, ModelVersion};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,12 +18,20 @@ pub(crate) struct Counts {
     pub(crate) times: Times,
     /// Failed requests by what they came to.
     pub(crate) errors: BTreeMap<&'static str, u64>,
+    /// Requests by the version that the variant was for them, and what they came to, `OK` among it. The versions in the order in
+    /// which they came.
+    pub(crate) versions: Vec<(ModelVersion, BTreeMap<&'static str, u64>)>,
 }
 
+/// A variant is one version after the other: so many are told apart, the latest.
+const MAX_VERSIONS: usize = 4;
+
 impl Tally {
-    /// Counts a request that ended after `time`.
-    pub(crate) fn count<T>(&self, outcome: &Result<T, Error>, time: Duration) {
+    /// Counts a request that went to `version` and ended after `time`.
+    pub(crate) fn count<T>(&self, version: ModelVersion, outcome: &Result<T, Error>, time: Duration) {
         let mut counts = self.counts();
+        let status = outcome.as_ref().err().map_or("OK", |error| error.code().name());
+        *counts.of_version(version).entry(status).or_default() += 1;
         match outcome {
             Ok(_) => {
                 counts.latency.add(time);
@@ -47,6 +55,17 @@ impl Counts {
     /// Requests that were answered.
     pub(crate) fn answered(&self) -> u64 {
         self.latency.total().count
+    }
+
+    fn of_version(&mut self, version: ModelVersion) -> &mut BTreeMap<&'static str, u64> {
+        let at = self.versions.iter().position(|(known, _)| *known == version).unwrap_or_else(|| {
+            if self.versions.len() >= MAX_VERSIONS {
+                self.versions.remove(0);
+            }
+            self.versions.push((version, BTreeMap::new()));
+            self.versions.len() - 1
+        });
+        &mut self.versions[at].1
     }
 
     /// Requests that failed.
@@ -154,13 +173,23 @@ mod tests {
     #[test]
     fn answers_and_failures_are_counted_apart() {
         let tally = Tally::default();
-        tally.count(&Ok(()), Duration::from_millis(3));
+        let version = |number| ModelVersion::new(number).unwrap();
+        tally.count(version(1), &Ok(()), Duration::from_millis(3));
         let before = tally.snapshot();
-        tally.count::<()>(&Err(Error::invalid("no")), Duration::ZERO);
-        tally.count::<()>(&Err(Error::deadline_exceeded()), Duration::ZERO);
+        tally.count::<()>(version(2), &Err(Error::invalid("no")), Duration::ZERO);
+        tally.count::<()>(version(1), &Err(Error::deadline_exceeded()), Duration::ZERO);
         let counts = tally.snapshot();
         assert_eq!((before.answered(), before.failed()), (1, 0));
         assert_eq!((counts.answered(), counts.failed()), (1, 2));
         assert_eq!(counts.errors["INVALID_ARGUMENT"], 1);
+        let first = BTreeMap::from([("DEADLINE_EXCEEDED", 1), ("OK", 1)]);
+        assert_eq!(counts.versions, [(version(1), first), (version(2), [("INVALID_ARGUMENT", 1)].into())]);
+        // Who was first makes room, and comes back as the last.
+        for number in [3, 4, 5, 1] {
+            tally.count(version(number), &Ok(()), Duration::ZERO);
+        }
+        let versions = tally.snapshot().versions;
+        assert_eq!(versions.iter().map(|(it, _)| *it).collect::<Vec<_>>(), [3, 4, 5, 1].map(version));
+        assert_eq!(versions[3].1, [("OK", 1)].into());
     }
 }

@@ -29,8 +29,8 @@ pub struct VariantSample {
     pub variant: String,
     /// Answered requests, from the front door to the answer.
     pub latency: DurationHistogram,
-    /// Failed requests by the name of their status.
-    pub errors: BTreeMap<&'static str, u64>,
+    /// Requests by the version that it was for them, and by the name of their status; bounded by whoever gives the sample.
+    pub versions: Vec<(String, BTreeMap<&'static str, u64>)>,
 }
 
 /// One shadow at the time of a scrape.
@@ -75,15 +75,16 @@ pub(super) fn bound(variants: &mut Vec<VariantSample>) {
     if variants.len() <= MAX_VERSIONS {
         return;
     }
-    let mut other =
-        VariantSample { model: OTHER.to_owned(), variant: OTHER.to_owned(), ..Default::default() };
+    let (mut latency, mut counts) = (DurationHistogram::default(), BTreeMap::new());
     for variant in variants.drain(MAX_VERSIONS..) {
-        other.latency.merge(&variant.latency);
-        for (code, count) in variant.errors {
-            *other.errors.entry(code).or_default() += count;
+        latency.merge(&variant.latency);
+        for (status, count) in variant.versions.into_iter().flat_map(|(_, counts)| counts) {
+            *counts.entry(status).or_default() += count;
         }
     }
-    variants.push(other);
+    let other = || OTHER.to_owned();
+    let versions = vec![(other(), counts)];
+    variants.push(VariantSample { model: other(), variant: other(), latency, versions });
 }
 
 /// The same of shadows.
@@ -165,16 +166,20 @@ impl Scrape {
     }
 
     pub(super) fn encode_traffic(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Requests that a route sent to a variant, by status";
+        let help = "Requests that a route sent to a variant, by the version that it was for them, and status";
         let mut family =
             encoder.encode_descriptor("sconce_variant_requests", help, None, MetricType::Counter)?;
-        for VariantSample { model, variant, latency, errors } in &self.variants {
-            let ok = latency.total().count;
-            for (status, count) in
-                [("OK", &ok)].into_iter().chain(errors.iter().map(|(code, it)| (*code, it)))
-            {
-                let labels = [("model", model.as_str()), ("variant", variant.as_str()), ("status", status)];
-                family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(count, None)?;
+        for VariantSample { model, variant, versions, .. } in &self.variants {
+            for (version, counts) in versions {
+                for (status, count) in counts {
+                    let labels = [
+                        ("model", model.as_str()),
+                        ("version", version),
+                        ("variant", variant),
+                        ("status", status),
+                    ];
+                    family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(count, None)?;
+                }
             }
         }
         let help = "Requests that a variant answered, from the front door to the answer";
@@ -205,16 +210,17 @@ mod tests {
         let sample = |number: usize| {
             let mut latency = DurationHistogram::default();
             latency.add(Duration::from_millis(1));
-            let errors = [("INTERNAL", 2)].into();
-            VariantSample { model: format!("m{number:04}"), variant: "new".into(), latency, errors }
+            let counts = [("OK", 1), ("INTERNAL", 2)].into();
+            let versions = vec![("3".to_owned(), counts)];
+            VariantSample { model: format!("m{number:04}"), variant: "new".into(), latency, versions }
         };
         let variants = (0..MAX_VERSIONS + 3).map(sample).collect();
         let text = super::super::encode(Scrape { variants, ..Scrape::default() }, super::super::Format::Text);
         let text = text.unwrap();
         for line in [
-            "sconce_variant_requests_total{model=\"m0000\",variant=\"new\",status=\"OK\"} 1",
-            "sconce_variant_requests_total{model=\"m0000\",variant=\"new\",status=\"INTERNAL\"} 2",
-            "sconce_variant_requests_total{model=\"other\",variant=\"other\",status=\"INTERNAL\"} 6",
+            "sconce_variant_requests_total{model=\"m0000\",version=\"3\",variant=\"new\",status=\"OK\"} 1",
+            "sconce_variant_requests_total{model=\"m0000\",version=\"3\",variant=\"new\",status=\"INTERNAL\"} 2",
+            "sconce_variant_requests_total{model=\"other\",version=\"other\",variant=\"other\",status=\"INTERNAL\"} 6",
             "sconce_variant_request_duration_seconds_count{model=\"other\",variant=\"other\"} 3",
         ] {
             assert!(text.lines().any(|it| it == line), "{line}\nnot in\n{text}");
