@@ -71,7 +71,8 @@ def dashboard(name, title, about, variables, panels):
 
 ours = 'job=~"$job"'
 one = ours + ', model="$model"'
-asked = ours + ', status!="invalid"'
+failed = ours + ', outcome="failed"'
+owed = ours + ', outcome!="refused"'
 answered = ours + ', status="ok"'
 one_asked = one + ', status!="invalid"'
 one_invalid = one + ', status="invalid"'
@@ -81,13 +82,15 @@ DASHBOARDS = [
     dashboard("overview", "overview", "Are callers served?", [JOB], [
         stat("Servers that answer", f"sum(up{{{ours}}})"),
         stat("Versions in memory", f"count(count by (model, version) (sconce_rows_total{{{ours}}}))"),
-        stat("Requests a second", f"sum(rate(sconce_predictions_total{{{ours}}}[$__rate_interval]))", "reqps"),
+        stat("Requests a second", f"sum(rate(sconce_requests_total{{{ours}}}[$__rate_interval]))", "reqps"),
         stat("Alerts that fire", f'count(ALERTS{{{ours}, alertname=~"Sconce.+", alertstate="firing"}}) or vector(0)'),
-        panel("Requests by model", (rate("sconce_predictions_total", ours, "model"), "{{model}}"), unit="reqps"),
+        panel("Requests by model", (rate("sconce_requests_total", ours, "model"), "{{model}}"), unit="reqps",
+              about="As callers see it: also those that found no version in memory."),
         panel("Requests by outcome", (rate("sconce_predictions_total", ours, "status"), "{{status}}"), unit="reqps",
-              about="invalid: the caller's mistake. rejected: no room. canceled: late, or the caller gave up. failed: the model."),
+              about="Of versions in memory, steps of ensembles too. invalid: the caller's mistake. rejected: no room. canceled: late, or the"
+              " caller gave up. failed: the model."),
         panel("Share of requests with an error", (
-            f'1 - {rate("sconce_predictions_total", answered, "model")} / {rate("sconce_predictions_total", asked, "model")}',
+            f'{rate("sconce_requests_total", failed, "model")} / {rate("sconce_requests_total", owed, "model")}',
             "{{model}}"), unit="percentunit", about="The objective is 0.1 % over a month; what the caller got wrong is left out."),
         panel("Time to the answer", *quantiles("sconce_request_duration_seconds", ours, "", ""), unit="s"),
         panel("p99 by model", (
@@ -205,6 +208,12 @@ DASHBOARDS = [
         panel("Model memory", (f"sconce_device_memory_bytes{{{ours}}}", "{{instance}} {{device}}"),
               (f"sconce_device_memory_bytes_limit{{{ours}}}", "{{instance}} {{device}}: bound"), unit="bytes"),
         panel("Largest models", (f"topk(10, sum by (model) (sconce_model_memory_bytes{{{ours}}}))", "{{model}}"), unit="bytes"),
+        panel("GPUs at work", (f"sconce_gpu_utilization_ratio{{{ours}}}", "{{instance}} {{index}} {{name}}"), unit="percentunit", max=1,
+              about="Builds with CUDA alone."),
+        panel("Memory of GPUs", (f"sconce_gpu_memory_used_bytes{{{ours}}}", "{{instance}} {{index}}: in use"),
+              (f"sconce_gpu_memory_total_bytes{{{ours}}}", "{{instance}} {{index}}: all"), unit="bytes"),
+        panel("Temperature of GPUs", (f"sconce_gpu_temperature_celsius{{{ours}}}", "{{instance}} {{index}}"), unit="celsius"),
+        panel("Power of GPUs", (f"sconce_gpu_power_watts{{{ours}}}", "{{instance}} {{index}}"), unit="watt"),
         panel("How much of each bound is taken", (f"sconce:bound:ratio{{{ours}}}", "{{instance}} {{bound}}"), unit="percentunit", max=1,
               about="By the recording rules."),
         panel("Refused at a bound", (rate("sconce_rejected_requests_total", ours, "instance, reason"), "{{instance}} {{reason}}"), unit="reqps"),

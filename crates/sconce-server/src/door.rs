@@ -19,6 +19,7 @@ use crate::traffic::{LiveRoute, Variant};
 use crate::webhooks::Webhooks;
 use sconce_core::{ByteBudget, DeviceId, Error, ModelName, PredictionId, Result};
 use sconce_registry::{By, Registry, Topic};
+use sconce_telemetry::gpus::Gpus;
 use sconce_telemetry::metrics::{
     DeviceMemory, FeedbackSample, JournalSample, ModelInfo, ModelSample, RequestsSample, RuntimeSample,
     Scrape, ServerSample, ShadowSample, VariantSample,
@@ -56,6 +57,8 @@ pub(crate) struct Door {
     /// Where answered requests are looked at.
     pub(crate) recorder: Arc<Recorder>,
     pub(crate) metrics: Metrics,
+    /// The machine's GPUs.
+    gpus: Gpus,
     pub(crate) started_at: Instant,
     /// How models keep what is expected of them.
     objectives: Watch,
@@ -149,6 +152,7 @@ impl Door {
             health,
             recorder,
             metrics: config.metrics.clone(),
+            gpus: Gpus::start(),
             started_at: Instant::now(),
             objectives: Watch::new(config.objectives.clone()),
             predictions,
@@ -393,6 +397,7 @@ impl Door {
             performances: self.performances.as_ref().map(|it| it.sample()).unwrap_or_default(),
             reviews: self.reviews.as_ref().map(|reviews| reviews.sample()),
             monitors_sink: self.monitors.as_ref().map(|monitors| monitors.sink()),
+            gpus: self.gpus.sample(),
             process,
             runtime: RuntimeSample {
                 workers: runtime.num_workers(),

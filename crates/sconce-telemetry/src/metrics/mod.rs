@@ -1,6 +1,7 @@
 //! Metrics in the text formats of Prometheus and OpenMetrics. Nothing is counted here: a scrape reads the counters that the
 //! scheduler keeps anyway, so the request path pays nothing for it.
 
+mod gpus;
 mod models;
 mod monitors;
 mod reviews;
@@ -10,6 +11,7 @@ mod text;
 mod traffic;
 mod triton;
 
+pub use gpus::GpuSample;
 pub use monitors::{MonitorSample, PerformanceSample};
 pub use reviews::{ReviewDecisions, ReviewSample};
 pub use rollouts::{RolloutSample, RolloutsSample};
@@ -259,6 +261,8 @@ pub struct Scrape {
     pub performances: Vec<PerformanceSample>,
     /// What people decide, where there is a registry.
     pub reviews: Option<ReviewSample>,
+    /// The machine's GPUs; bounded by whoever gives the sample.
+    pub gpus: Vec<GpuSample>,
     /// The process, where the system tells of it.
     pub process: Option<ProcessSample>,
     /// The runtime.
@@ -312,6 +316,7 @@ impl Collector for Scrape {
         self.encode_sinks(&mut encoder)?;
         self.encode_feedback(&mut encoder)?;
         self.encode_process(&mut encoder)?;
+        self.encode_gpus(&mut encoder)?;
         self.encode_counters(&mut encoder)?;
         self.encode_histograms(&mut encoder)?;
         self.encode_traffic(&mut encoder)?;

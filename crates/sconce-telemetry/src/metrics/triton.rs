@@ -54,6 +54,6 @@ impl Scrape {
                 family.encode_family(&labels)?.encode_gauge(&count)?;
             }
         }
-        Ok(())
+        self.encode_gpus_as_triton(encoder)
     }
 }
