@@ -134,8 +134,10 @@ async fn events_are_sent_again_until_they_are_taken_and_a_dead_receiver_only_cou
     .await;
     let client = server.client().await;
     let mut ids = Vec::new();
+    let header = "00-0102030405060708090a0b0c0d0e0f10-1112131415161718-01";
     for _ in 0..3 {
-        let answer = client.infer(identity_request("identity", 1)).await.unwrap();
+        let request = identity_request("identity", 1).metadata("traceparent", header);
+        let answer = client.infer(request.metadata("tracestate", "vendor=1")).await.unwrap();
         ids.push(answer.prediction_id().unwrap().to_owned());
     }
     server.until_metric(&written("cloudevents"), 3).await;
@@ -151,6 +153,13 @@ async fn events_are_sent_again_until_they_are_taken_and_a_dead_receiver_only_cou
         assert_eq!((&event["specversion"], &event["type"]), (&"1.0".into(), &"sconce.prediction.v1".into()));
         assert_eq!(event["data"]["prediction_id"], event["id"]);
         assert_eq!(event["source"], "/sconce/models/identity/versions/1");
+        // In its caller's trace, below the request's own span.
+        let parent = event["traceparent"].as_str().unwrap();
+        assert!(
+            parent.starts_with(&header[..36]) && parent.ends_with("-01") && parent.len() == 55,
+            "{parent}"
+        );
+        assert!(parent != header && event["tracestate"] == "vendor=1", "{event}");
     }
     server.shutdown().await;
 

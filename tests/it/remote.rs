@@ -5,6 +5,7 @@ use crate::support::{
 };
 use futures_util::future::join_all;
 use opentelemetry_proto::tonic::trace::v1::Span;
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use sconce_client::{Code, InferRequest, tensor};
 use std::net::SocketAddr;
 
@@ -203,8 +204,56 @@ async fn a_trace_goes_on_over_there() {
     let trace_id: Vec<u8> = std::iter::once(0x21).chain(2..=16).collect();
     let is_ours = |span: &Span| span.trace_id == trace_id && span.name.contains("ModelInfer");
     let spans = collector.until("the trace of B3", |spans| spans.iter().any(is_ours)).await;
-    let server = spans.iter().find(|span| is_ours(span)).unwrap();
-    assert!(!server.parent_span_id.is_empty() && server.parent_span_id[0] != 0x21, "{server:?}");
+    let there = spans.iter().find(|span| is_ours(span)).unwrap();
+    // Here the call is a span of its own, in the execution that it was, and over there its child.
     front.shutdown().await;
+    let spans = here.spans();
+    let of_kind =
+        |kind: SpanKind| spans.iter().find(|span| is_ours(span) && span.kind == kind as i32).unwrap();
+    let (server, call) = (of_kind(SpanKind::Server), of_kind(SpanKind::Client));
+    let execute = spans.iter().find(|span| span.span_id == call.parent_span_id).unwrap();
+    assert_eq!((execute.name.as_str(), &execute.parent_span_id), ("execute", &server.span_id));
+    assert_eq!(there.parent_span_id, call.span_id);
+    assert!(execute.start_time_unix_nano <= call.start_time_unix_nano);
+    assert!(call.end_time_unix_nano <= execute.end_time_unix_nano);
+    let (host, port) = (back.grpc().ip().to_string(), back.grpc().port().to_string());
+    for (name, value) in [
+        ("rpc.system", "grpc"),
+        ("rpc.grpc.status_code", "0"),
+        ("server.address", &host),
+        ("server.port", &port),
+        ("sconce.remote.attempts", "1"),
+    ] {
+        assert_eq!(attribute(call, name), value, "{name}");
+    }
+    back.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_finds_no_server_is_told_with_each_try() {
+    let collector = Collector::grpc();
+    let back = Running::start(&Folder::new()).await;
+    let link = Link::to(back.grpc()).await;
+    let fronts = Folder::new();
+    remote(&fronts, "far/1", link.addr(), "identity", "retries = 2", TENSORS);
+    let front = Running::configured(&fronts, |config| {
+        config.remote_hosts = vec!["*".to_owned()];
+        config.traces.endpoint = Some(collector.endpoint());
+        config.traces.ratio = 0.0;
+    })
+    .await;
+    link.cut();
+    let error = front.client().await.infer(identity_request("far", 1)).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable);
+    front.shutdown().await;
+    let spans = collector.spans();
+    let call = spans.iter().find(|span| span.kind == SpanKind::Client as i32).unwrap();
+    assert_eq!(
+        (attribute(call, "rpc.grpc.status_code"), attribute(call, "sconce.remote.attempts")),
+        ("14".into(), "3".into())
+    );
+    // 2 is an error, there and in what it was a part of.
+    let execute = spans.iter().find(|span| span.span_id == call.parent_span_id).unwrap();
+    assert!([call, execute].iter().all(|span| span.status.as_ref().unwrap().code == 2), "{spans:#?}");
     back.shutdown().await;
 }

@@ -301,12 +301,20 @@ async fn settings(
     addr: SocketAddr,
     changes: &[(&str, &str)],
 ) -> Result<BTreeMap<String, Vec<String>>, Status> {
+    settings_of(addr, "", changes).await
+}
+
+async fn settings_of(
+    addr: SocketAddr,
+    model: &str,
+    changes: &[(&str, &str)],
+) -> Result<BTreeMap<String, Vec<String>>, Status> {
     let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect().await.unwrap();
     let change = |(name, value): &(&str, &str)| {
         ((*name).to_owned(), SettingValue { value: vec![(*value).to_owned()] })
     };
     let request =
-        TraceSettingRequest { settings: changes.iter().map(change).collect(), ..Default::default() };
+        TraceSettingRequest { settings: changes.iter().map(change).collect(), model_name: model.to_owned() };
     let answer = GrpcInferenceServiceClient::new(channel).trace_setting(request).await?;
     let TraceSettingResponse { settings } = answer.into_inner();
     Ok(settings.into_iter().map(|(name, value)| (name, value.value)).collect())
@@ -335,6 +343,12 @@ async fn tracing_is_set_while_the_server_runs() {
         assert_eq!(refused.code(), Code::InvalidArgument, "{wrong:?}");
     }
     assert_eq!(settings(control, &[]).await.unwrap()["trace_level"], ["OFF"]);
+    // They are the server's: of a model they can be read, and not changed.
+    assert_eq!(settings_of(control, "identity", &[]).await.unwrap()["trace_rate"], ["1"]);
+    let refused = settings_of(control, "identity", &[("trace_rate", "2")]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().contains("leave model_name empty"), "{refused}");
+    assert_eq!(settings_of(control, "nobody", &[]).await.unwrap_err().code(), Code::NotFound);
     let elsewhere = settings(server.grpc(), &[]).await.unwrap_err();
     assert_eq!(elsewhere.code(), Code::PermissionDenied);
     server.shutdown().await;
@@ -395,6 +409,38 @@ async fn a_kept_request_is_the_exemplar_of_its_bucket() {
     ] {
         assert!(text.contains(&format!("\n{sample}")), "{sample} not in\n{text}");
     }
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_answered_without_a_batch_of_its_own_is_an_exemplar_too() {
+    let collector = Collector::grpc();
+    let folder = Folder::new();
+    folder.identity("kept/1", "[response_cache]\nmax_bytes = 4096");
+    chain(&folder, "twice/1", &["identity", "identity"]);
+    let server = traced(&folder, collector.endpoint(), |_| {}).await;
+    let wire = server.wire().await;
+    let callers = [0x11, 0x22, 0x33].map(|number| caller(number, true));
+    let requests = [identity_request("kept", 1), identity_request("kept", 1), chain_request("twice")];
+    for ((_, _, header), request) in callers.iter().zip(requests) {
+        let outcome = wire.infer(&[("traceparent", header)], request).await;
+        assert_eq!(outcome.code, Code::Ok);
+    }
+    assert_eq!(server.metric("sconce_cache_hits_total{model=\"kept\",version=\"1\"}").await, 1);
+    collector.until("the traces", |spans| callers.iter().all(|it| !of_trace(spans, &it.0).is_empty())).await;
+    let (_, text) = server.scrape("application/openmetrics-text; version=1.0.0").await;
+    let of = |model: &str| -> Vec<&str> {
+        let bucket = format!("model=\"{model}\"");
+        let lines = text.lines().filter(|line| line.contains(&bucket));
+        lines.filter_map(|line| Some(line.split_once("trace_id=\"")?.1.split_once('"')?.0)).collect()
+    };
+    // A hit takes less than what it was kept from; in one bucket the later one stands.
+    assert!(of("kept").contains(&"22".repeat(16).as_str()), "{text}");
+    assert_eq!(of("twice"), ["33".repeat(16)]);
+    assert!(
+        !of("identity").is_empty() && of("identity").iter().all(|id| *id == "33".repeat(16)),
+        "its steps"
+    );
     server.shutdown().await;
 }
 

@@ -103,16 +103,18 @@ pub(crate) async fn infer(
             let unfinished = Unfinished { served, arrived_at };
             let answer = Box::pin(assembly.run(models, request, observed)).await;
             let answer = unfinished.ended(answer).inspect_err(count)?;
-            served.count_answered_elsewhere(rows, arrived_at.elapsed());
-            observed.executed = true;
+            let time = arrived_at.elapsed();
+            served.count_answered_elsewhere(rows, time);
+            (observed.executed, observed.answered_in) = (true, Some(time));
             Ok(answer)
         }
         (Target::Remote(remote), _) => {
             let unfinished = Unfinished { served, arrived_at };
-            let answer = Box::pin(remote.run(request, &observed.trace)).await;
+            let answer = Box::pin(remote.run(request, observed)).await;
             let answer = unfinished.ended(answer).inspect_err(count)?;
-            served.count_answered_elsewhere(rows, arrived_at.elapsed());
-            observed.executed = true;
+            let time = arrived_at.elapsed();
+            served.count_answered_elsewhere(rows, time);
+            (observed.executed, observed.answered_in) = (true, Some(time));
             Ok(answer)
         }
     }
@@ -183,8 +185,9 @@ async fn infer_cached(
             let fits = if late { Err(Error::deadline_exceeded()) } else { Ok(()) };
             let bytes = output.tensors.iter().map(|tensor| tensor.data().len()).sum();
             fits.and_then(|()| request.reservation.grow_to(bytes)).inspect_err(count)?;
-            served.count_hit(started_at.elapsed(), arrived_at.elapsed());
-            observed.executed = true;
+            let time = arrived_at.elapsed();
+            served.count_hit(started_at.elapsed(), time);
+            (observed.executed, observed.answered_in) = (true, Some(time));
             Ok((InferOutput::clone(&output), request.reservation))
         }
     }
@@ -241,7 +244,7 @@ pub(crate) async fn unseen(
         }
         Target::Remote(remote) => {
             let request = Request { inputs, priority, arrived_at, deadline, reservation, tenant, depth };
-            remote.run(request, &observed.trace).await?
+            remote.run(request, observed).await?
         }
     };
     let part = |record: ExecutionRecord| record.execute_time().div_f64(record.batch_requests.max(1) as f64);

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use ring::hmac;
 use sconce_core::{ModelName, ModelVersion};
 use sconce_telemetry::metrics::SinkSample;
+use sconce_telemetry::traces;
 use serde_json::{Value, json};
 use std::io;
 use std::sync::Arc;
@@ -108,7 +109,7 @@ impl Told {
             Some(version) => format!("/sconce/models/{model}/versions/{version}"),
             None => format!("/sconce/models/{model}"),
         };
-        let body = json!({
+        let mut body = json!({
             "specversion": "1.0",
             "id": id,
             "source": source,
@@ -118,6 +119,10 @@ impl Told {
             "datacontenttype": "application/json",
             "data": data,
         });
+        // Of the operation that it happened in, as the extension for distributed tracing has it.
+        if let Some(parent) = traces::traceparent() {
+            body["traceparent"] = parent.into();
+        }
         Self { id, at: Instant::now(), body: body.to_string().into() }
     }
 }

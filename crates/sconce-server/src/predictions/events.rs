@@ -58,7 +58,7 @@ pub(super) fn run(url: &str, mut inbox: Inbox<Arc<Record>>) {
 fn batch(events: &[Offered<Arc<Record>>]) -> String {
     let event = |offered: &Offered<Arc<Record>>| {
         let data = offered.item.to_json();
-        json!({
+        let mut event = json!({
             "specversion": "1.0",
             "id": data["prediction_id"],
             "source": format!("/sconce/models/{}/versions/{}", offered.item.model, offered.item.version),
@@ -67,7 +67,12 @@ fn batch(events: &[Offered<Arc<Record>>]) -> String {
             "time": data["time"],
             "datacontenttype": "application/json",
             "data": data,
-        })
+        });
+        // As the extension for distributed tracing has it. B3 is none of it.
+        for (name, value) in offered.item.trace.headers().filter(|(name, _)| name.starts_with("trace")) {
+            event[name] = value.into();
+        }
+        event
     };
     serde_json::Value::from(events.iter().map(event).collect::<Vec<_>>()).to_string()
 }

@@ -318,11 +318,13 @@ mod tests {
     use crate::predictions::Request;
     use parquet::file::reader::{FileReader as _, SerializedFileReader};
     use sconce_core::{DataPolicy, DataType, PredictionId, Tensor};
+    use sconce_telemetry::traces::RequestTrace;
 
     fn record(number: u8) -> Record {
         let tensor = Tensor::new(DataType::Uint8, vec![1, 2], vec![number; 2].into()).unwrap();
         let inputs = [("x".to_owned(), tensor)];
         Record {
+            trace: RequestTrace::new(None),
             id: PredictionId::new(),
             at: SystemTime::now(),
             model: "m".into(),

@@ -105,6 +105,7 @@ impl Draft {
         let detached = |kept: Vec<Kept>| kept.into_iter().map(Kept::detached).collect();
         self.log.offer(Record {
             id,
+            trace: observed.trace.clone(),
             at: SystemTime::now()
                 .checked_sub(observed.arrived_at.elapsed())
                 .unwrap_or(SystemTime::UNIX_EPOCH),

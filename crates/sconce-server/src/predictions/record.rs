@@ -1,6 +1,7 @@
 use crate::content::Kept;
 use crate::traffic::RouteKey;
 use sconce_core::{DataType, PredictionId, Tensor};
+use sconce_telemetry::traces::RequestTrace;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,6 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 #[derive(Debug)]
 pub(crate) struct Record {
     pub(crate) id: PredictionId,
+    /// The request's place in its trace.
+    pub(crate) trace: RequestTrace,
     /// When the request came.
     pub(crate) at: SystemTime,
     pub(crate) model: Arc<str>,

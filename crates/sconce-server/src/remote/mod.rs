@@ -14,7 +14,7 @@ use sconce_core::{
 use sconce_proto::inference::ModelMetadataResponse;
 use sconce_proto::inference::model_metadata_response::TensorMetadata;
 use sconce_telemetry::metrics::RemoteSample;
-use sconce_telemetry::traces::RequestTrace;
+use sconce_telemetry::traces::{Observed, RemoteCall, RequestTrace};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -128,7 +128,7 @@ impl RemoteModel {
         }
     }
 
-    /// Answers a request. Dropping it abandons the call.
+    /// Answers a request. Dropping it abandons the call. `observed` is told of the call.
     ///
     /// # Errors
     /// `ResourceExhausted` when too many wait, `Unavailable` while the server does not answer, `DeadlineExceeded` when it took too
@@ -136,16 +136,27 @@ impl RemoteModel {
     pub(crate) async fn run(
         &self,
         mut request: Request,
-        trace: &RequestTrace,
+        observed: &mut Observed,
     ) -> Result<(InferOutput, Reservation)> {
         let deadline = request.deadline;
         // What is sent is held beside what came, and the answer beside that.
         request.reservation.grow(request.inputs.bytes())?;
         request.reservation.grow_to(self.signature.answer_bytes(request.inputs.rows()))?;
         let rows = request.inputs.rows();
-        let call = self.call(&mut request, trace);
+        let trace = observed.trace.child();
+        let call = self.call(&mut request, &trace);
         let _place = dispatch::within(deadline, self.place()).await.flatten()?;
-        let answer = self.call_with_retries(&call, deadline).await?;
+        let told = observed.call.insert(Box::new(RemoteCall {
+            trace,
+            server: self.remote.authority.as_str().into(),
+            started_at: Instant::now(),
+            ended_at: None,
+            attempts: 0,
+            code: None,
+        }));
+        let answer = self.call_with_retries(&call, deadline, &mut told.attempts).await;
+        (told.ended_at, told.code) = (Some(Instant::now()), answer.as_ref().err().map(Error::code));
+        let answer = answer?;
         let output = self.checked(answer, rows)?;
         let bytes = output.tensors.iter().map(|tensor| tensor.data().len()).sum();
         request.reservation.grow_to(bytes)?;
@@ -195,6 +206,7 @@ impl RemoteModel {
         &self,
         call: &InferRequest,
         deadline: Option<Instant>,
+        attempts: &mut u64,
     ) -> Result<InferResponse> {
         let own = Instant::now() + self.remote.timeout;
         let until = deadline.map_or(own, |deadline| deadline.min(own));
@@ -208,6 +220,7 @@ impl RemoteModel {
                     format!("{} does not answer; it is asked again in {left:.1?}", self.remote.authority);
                 return Err(Error::new(ErrorCode::Unavailable, message).with_retry_after(left));
             }
+            *attempts += 1;
             let started = Instant::now();
             let left = until.saturating_duration_since(started);
             let answered = tokio::time::timeout(left, self.client().infer(call.clone().deadline(left))).await;

@@ -62,6 +62,23 @@ impl Target {
     }
 }
 
+/// The call of another server that a request became.
+#[derive(Debug, Clone)]
+pub struct RemoteCall {
+    /// Its place in the request's trace: the other server's spans are its children.
+    pub trace: RequestTrace,
+    /// The other server, `HOST:PORT`.
+    pub server: Arc<str>,
+    /// When it was begun.
+    pub started_at: Instant,
+    /// When it ended; `None` for one that nobody waited for to its end.
+    pub ended_at: Option<Instant>,
+    /// How often it was made.
+    pub attempts: u64,
+    /// What it failed with.
+    pub code: Option<ErrorCode>,
+}
+
 /// What is known of one request: filled as it goes, looked at after its answer.
 #[derive(Debug, Clone)]
 pub struct Observed {
@@ -81,6 +98,10 @@ pub struct Observed {
     pub record: Option<ExecutionRecord>,
     /// Whether its model answered.
     pub executed: bool,
+    /// How long that took, as it was counted, where no batch says so: from what was kept, by other models or by another server.
+    pub answered_in: Option<Duration>,
+    /// The call of another server that it became.
+    pub call: Option<Box<RemoteCall>>,
     /// When its answer was handed to the connection.
     pub ended_at: Instant,
     /// When its caller stops waiting.
@@ -127,6 +148,8 @@ impl Observed {
             queued_at: None,
             record: None,
             executed: false,
+            answered_in: None,
+            call: None,
             ended_at: arrived_at,
             deadline: None,
             prediction_id: None,
@@ -147,7 +170,15 @@ impl Observed {
 
     /// Its spans at most, those of its steps among them.
     pub(crate) fn spans_at_most(&self) -> u64 {
-        SPANS_A_REQUEST + self.steps.iter().map(Self::spans_at_most).sum::<u64>()
+        let steps = self.steps.iter().map(Self::spans_at_most).sum::<u64>();
+        SPANS_A_REQUEST + u64::from(self.call.is_some()) + steps
+    }
+
+    /// How long its model took to answer, as histograms count it: from the front door until then. `None` where it did not.
+    pub(crate) fn counted_time(&self) -> Option<Duration> {
+        let in_a_batch =
+            || Some(self.record.as_ref()?.finished_at.saturating_duration_since(self.arrived_at));
+        self.answered_in.or_else(in_a_batch).filter(|_| self.executed)
     }
 
     /// The name of the status it ended with.
@@ -165,8 +196,8 @@ impl Observed {
     pub(crate) fn stages(&self) -> Vec<Stage> {
         let record = self.record.as_ref();
         let answered = self.executed && self.code.is_none();
-        if record.is_none() && (answered || !self.steps.is_empty()) {
-            // From the cache, or by other models: there was no queue.
+        if record.is_none() && (answered || self.call.is_some() || !self.steps.is_empty()) {
+            // From the cache, by other models, or by another server: there was no queue.
             let routed = self
                 .routed_at
                 .unwrap_or(self.arrived_at)
@@ -237,6 +268,8 @@ pub(crate) mod tests {
                 queue_depth: 9,
             }),
             executed: true,
+            answered_in: None,
+            call: None,
             ended_at: at(10),
             prediction_id: Some(PredictionId::new()),
             target: Some(Arc::new(target)),

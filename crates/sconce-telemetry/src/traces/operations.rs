@@ -6,13 +6,14 @@
 use super::otlp::{Kind, Span, Spans, Value};
 use super::recorder::Recorder;
 use super::spans::unix;
-use opentelemetry::trace::{SpanKind, Status, TracerProvider as _};
+use opentelemetry::trace::{SpanKind, Status, TraceContextExt as _, TracerProvider as _};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, SpanData, SpanProcessor};
 use std::sync::{Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tracing::Subscriber;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::filter::{LevelFilter, filter_fn};
 use tracing_subscriber::layer::Layer;
 use tracing_subscriber::registry::LookupSpan;
@@ -25,6 +26,20 @@ static RECORDER: Mutex<Weak<Recorder>> = Mutex::new(Weak::new());
 /// Lets `recorder` have the spans of operations that end from now on.
 pub(crate) fn send_to(recorder: Weak<Recorder>) {
     *RECORDER.lock().unwrap_or_else(PoisonError::into_inner) = recorder;
+}
+
+/// The `traceparent` of the operation under way here; `None` where there is none, or there is no collector for its spans.
+pub fn traceparent() -> Option<String> {
+    let has_recorder = RECORDER.lock().unwrap_or_else(PoisonError::into_inner).strong_count() > 0;
+    if has_recorder { of_current() } else { None }
+}
+
+fn of_current() -> Option<String> {
+    let context = tracing::Span::current().context();
+    let span = context.span();
+    let of = span.span_context();
+    let flags = of.trace_flags().to_u8();
+    of.is_valid().then(|| format!("00-{}-{}-{flags:02x}", of.trace_id(), of.span_id()))
 }
 
 /// What makes spans of OpenTelemetry of those with the target [`OPERATION`].
@@ -145,12 +160,17 @@ mod tests {
         let kept = Kept::default();
         let provider = SdkTracerProvider::builder().with_span_processor(kept.clone()).build();
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("sconce"));
+        let mut parent = String::new();
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             let promotion =
                 tracing::info_span!(target: OPERATION, "promote", sconce.model = "m", sconce.version = 2);
+            assert_eq!(of_current(), None);
             promotion.in_scope(|| {
+                let said = of_current().unwrap();
                 let load = tracing::info_span!(target: OPERATION, "load", otel.status_description = tracing::field::Empty);
                 load.record("otel.status_description", "no memory");
+                assert_ne!(load.in_scope(of_current).unwrap(), said, "its own span is the parent");
+                parent = said;
             });
         });
         let mut spans = Spans::default();
@@ -160,6 +180,8 @@ mod tests {
         assert_eq!((load.name.as_str(), promotion.name.as_str()), ("load", "promote"));
         assert_eq!((&load.parent_span_id, &load.trace_id), (&promotion.span_id, &promotion.trace_id));
         assert!(promotion.parent_span_id.is_empty());
+        let hex = |id: &[u8]| id.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        assert_eq!(parent, format!("00-{}-{}-01", hex(&promotion.trace_id), hex(&promotion.span_id)));
         assert_eq!(attribute(promotion, "sconce.model").as_deref(), Some("m"));
         assert_eq!(attribute(promotion, "sconce.version").as_deref(), Some("2"));
         assert_eq!(load.status.as_ref().map(|status| status.message.as_str()), Some("no memory"));

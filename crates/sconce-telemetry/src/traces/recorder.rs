@@ -287,13 +287,11 @@ impl Recorder {
 }
 
 impl Shared {
-    /// Notes a request that was answered and will be exported as the exemplar of its bucket.
+    /// Notes a request that its model answered and that will be exported as the exemplar of its bucket, and each of its steps:
+    /// whatever became of it then, it was counted there.
     pub(crate) fn note(&self, observed: &Observed, clock: &Clock) {
-        let (Some(target), Some(record), None) = (&observed.target, &observed.record, observed.code) else {
-            return;
-        };
-        // The histogram's own measure: from the front door until the model had answered.
-        let time = record.finished_at.saturating_duration_since(observed.arrived_at);
+        observed.steps.iter().for_each(|step| self.note(step, clock));
+        let (Some(target), Some(time)) = (&observed.target, observed.counted_time()) else { return };
         let exemplar = Exemplar {
             trace_id: observed.trace.trace_id,
             seconds: time.as_secs_f64(),
@@ -320,10 +318,12 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::traces::observed::Target;
     use crate::traces::observed::tests::observed;
     use crate::traces::otlp::tests::decode;
     use crate::traces::spans::SPANS_A_REQUEST;
     use opentelemetry_proto::tonic::trace::v1::Span;
+    use sconce_core::ErrorCode;
 
     #[test]
     fn so_many_lines_a_second_pass() {
@@ -393,6 +393,31 @@ mod tests {
         let exemplars = &sample.exemplars[&("m".into(), "1".into())];
         let exemplar = exemplars[DurationHistogram::bucket(Duration::from_millis(8))].unwrap();
         assert_eq!((exemplar.trace_id, exemplar.seconds), (second.trace.trace_id, 0.008));
+    }
+
+    #[test]
+    fn whatever_its_model_answered_is_an_exemplar() {
+        let (shared, clock) = (Shared::default(), Clock::now());
+        let of = |model: &str| {
+            let target = Arc::new(Target::new(model, "1", "cpu"));
+            Observed { target: Some(target), ..observed() }
+        };
+        let answered_in = Some(Duration::from_millis(3));
+        // From what was kept, by a step, and in an answer that came to nothing after that.
+        shared.note(&Observed { record: None, answered_in, ..of("kept") }, &clock);
+        shared
+            .note(&Observed { record: None, answered_in, steps: vec![of("step")], ..of("ensemble") }, &clock);
+        shared.note(&Observed { code: Some(ErrorCode::Internal), ..of("late") }, &clock);
+        // A batch that failed answered nothing.
+        let failed = Observed { executed: false, code: Some(ErrorCode::Internal), ..of("failed") };
+        shared.note(&failed, &clock);
+        let exemplars = shared.exemplars();
+        let seconds = |model: &str| -> Vec<f64> {
+            let buckets = exemplars.get(&(model.into(), "1".into())).into_iter().flatten();
+            buckets.flatten().map(|exemplar| exemplar.seconds).collect()
+        };
+        let models = ["kept", "ensemble", "step", "late", "failed"].map(seconds);
+        assert_eq!(models, [vec![0.003], vec![0.003], vec![0.008], vec![0.008], vec![]]);
     }
 
     #[tokio::test]

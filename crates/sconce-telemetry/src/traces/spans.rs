@@ -1,7 +1,7 @@
 //! From what was observed to spans with explicit times.
 
 use super::keep::Reason;
-use super::observed::{Method, Observed, Stage, Target};
+use super::observed::{Method, Observed, RemoteCall, Stage, Target};
 use super::otlp::{Fields, Kind, Span, Spans, Value};
 use sconce_core::{ErrorCode, ExecutionRecord};
 use std::time::{Duration, Instant, SystemTime};
@@ -124,10 +124,46 @@ pub(crate) fn of_request<'a>(
                 fields.error(status(observed.code).1);
             }
         });
+        if let (Some(call), "execute") = (&observed.call, name) {
+            of_call(call, &stage, end, clock, spans);
+        }
     }
     for step in &observed.steps {
         of_request(step, reason, clock, spans, executed);
     }
+}
+
+/// The call of another server, as part of the execution that it was. `end` is that of the execution.
+fn of_call(call: &RemoteCall, execution: &Span<'_>, end: Instant, clock: &Clock, spans: &mut Spans) {
+    let ended_at = call.ended_at.unwrap_or(end).clamp(call.started_at, end.max(call.started_at));
+    let span = Span {
+        span_id: call.trace.span_id,
+        parent: execution.span_id,
+        name: Method::Unary.span_name(),
+        kind: Kind::Client,
+        start: clock.unix(call.started_at),
+        end: clock.unix(ended_at),
+        ..*execution
+    };
+    spans.add(&span, |fields| {
+        let code = if call.ended_at.is_some() { call.code } else { Some(ErrorCode::Cancelled) };
+        fields.text("rpc.system", "grpc");
+        fields.text("rpc.service", "inference.GRPCInferenceService");
+        fields.text("rpc.method", Method::Unary.name());
+        fields.count("rpc.grpc.status_code", u64::from(status(code).0));
+        match call.server.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?))) {
+            Some((host, port)) => {
+                fields.text("server.address", host);
+                fields.count("server.port", port);
+            }
+            None => fields.text("server.address", &call.server),
+        }
+        fields.count("sconce.remote.attempts", call.attempts);
+        // Whatever a client is not told OK is an error to it.
+        if code.is_some() {
+            fields.error(status(code).1);
+        }
+    });
 }
 
 /// OpenTelemetry's conventions for RPCs, and why it is kept.
