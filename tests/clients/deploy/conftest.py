@@ -1,37 +1,41 @@
-import json
-import os
-import struct
-from pathlib import Path
+import shutil
 
 import pytest
 
 from server import Server, write_model
-from stack import Stack, load, number
-
-
-def write_linear(folder: Path, weight: float) -> None:
-    """A model of one number: the given weight times it."""
-    write_model(folder, "linear", family="tabular")
-    header = json.dumps({"0.weight": {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]}}).encode()
-    content = struct.pack("<Q", len(header)) + header + struct.pack("<f", weight)
-    (folder / "linear" / "1" / "model.safetensors").write_bytes(content)
+from stack import DEPLOY, Stack, load, number, write_linear
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory):
-    """Sconce, Prometheus and Alertmanager, while somebody asks two models.
+    """Sconce, with a folder of models and a registry, Prometheus and Alertmanager, while somebody asks two models.
 
     `linear` answers more than a number can hold if it is asked for something large: an error of the server's. `queued` answers one
-    request in 100 ms, and takes in as many as come. `broken` cannot be loaded. Traces and events go to where nobody listens."""
+    request in 100 ms, and takes in as many as come, `short` almost none. `broken` cannot be loaded. Traces and events go to where nobody
+    listens."""
     folder = tmp_path_factory.mktemp("stack")
     models = folder / "models"
     models.mkdir()
     write_linear(models, 1e30)
     write_model(models, "queued", family="identity", delay_ms=100, max_batch_size=1, instances=1, queue_target_ms=0)
-    os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:9"
-    hook = '[{url = "http://127.0.0.1:9/", secret_env = "STACK_SECRET"}]'
-    sconce = Server(models, SCONCE__WEBHOOKS=hook, STACK_SECRET="s" * 24)
-    del os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"]
+    write_model(models, "short", family="identity", delay_ms=50, max_batch_size=1, instances=1, queue_depth=1)
+    write_model(models, "cached", family="identity")
+    with open(models / "cached" / "1" / "model.toml", "a") as file:
+        file.write("[response_cache]\nmax_bytes = 4096\n")
+    shutil.copytree(DEPLOY.parent / "crates" / "sconce-candle" / "tests" / "data" / "bert_classification", models / "text" / "1")
+    sconce = Server(
+        models,
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9",
+        STACK_SECRET="s" * 24,
+        SCONCE__ALLOW_PLAINTEXT="true",
+        SCONCE__DATA=str(folder / "data"),
+        SCONCE__MODEL_MEMORY_BYTES="{ cpu = 1_000_000_000 }",
+        SCONCE__PERFORMANCE__COHORT_MS="1000",
+        SCONCE__PERFORMANCE__MATURITY_MS="0",
+        SCONCE__PERFORMANCE__MINIMUM_LABELS="10",
+        SCONCE__TENANTS__HEADER="x-tenant-id",
+        SCONCE__WEBHOOKS='[{url = "http://127.0.0.1:9/", secret_env = "STACK_SECRET"}]',
+    )
     write_model(models, "broken", family="tabular")
     try:
         stack = Stack(sconce, folder)

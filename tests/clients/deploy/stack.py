@@ -5,6 +5,7 @@ import json
 import os
 import queue
 import re
+import struct
 import subprocess
 import threading
 import time
@@ -17,7 +18,7 @@ import numpy as np
 import tritonclient.grpc as triton
 import yaml
 
-from server import setting
+from server import setting, write_model
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 FULL = bool(os.environ.get("SCONCE_FULL"))
@@ -132,6 +133,14 @@ def wait_until(what: str, seconds: float, ask) -> None:
     while amiss := ask():
         assert time.monotonic() < end, f"{what}: after {seconds} s there is still {amiss}"
         time.sleep(0.2)
+
+
+def write_linear(folder: Path, weight: float) -> None:
+    """A model of one number: the given weight times it."""
+    write_model(folder, "linear", family="tabular")
+    header = json.dumps({"0.weight": {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]}}).encode()
+    content = struct.pack("<Q", len(header)) + header + struct.pack("<f", weight)
+    (folder / "linear" / "1" / "model.safetensors").write_bytes(content)
 
 
 def number(name: str, value: float) -> list[triton.InferInput]:

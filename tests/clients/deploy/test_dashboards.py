@@ -1,38 +1,122 @@
 """The dashboards' queries, asked of a Prometheus that scrapes a Sconce. Grafana itself is not here."""
 
+import contextlib
 import json
+import shutil
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
+import numpy as np
 import pytest
+import tritonclient.grpc as triton
 import yaml
 
-from stack import DEPLOY, wait_until
+from server import sconce, setting
+from stack import DEPLOY, load, number, wait_until, write_linear
 
 GRAFANA = DEPLOY / "grafana"
 FILES = sorted((GRAFANA / "dashboards").glob("*.json"))
 PANELS = [(path.stem, panel) for path in FILES for panel in json.loads(path.read_text())["panels"]]
-VARIABLES = {"$job": "sconce", "$model": "queued", "$__rate_interval": "5s", "$__range": "1m"}
+VARIABLES = {"$job": "sconce", "$__rate_interval": "5s", "$__range": "1m"}
+# Of these one at least must have what a panel of a model shows.
+MODELS = ["queued", "short", "cached", "text", "cancer", "scale", "rolled"]
 # What has no series here, and why not. All else must have some.
 EMPTY = {
-    "Requests by tenant": "no header is configured",
-    "Tokens in a batch": "no text model",
-    "Answers from the cache": "no cache",
-    "Refused by the queue": "the queue is not full",
     "Requests, now and a day ago / a day ago": "a day ago it was not there",
     "Mean time in the model, now and a day ago / a day ago": "a day ago it was not there",
-    "Requests by variant": "no route is declared",
-    "p99 by variant": "no route is declared",
-    "What became of shadows' requests": "no shadow is declared",
-    "Where rollouts stand": "there is no rollout",
-    "How watched versions stand": "nothing is watched",
-    "How far features are from the reference": "nothing is watched",
-    "Share of shadows' answers that disagree": "no shadow is declared",
-    "Accuracy, by labels": "no labels come",
-    "Mean absolute error, by labels": "no labels come",
-    "Share of predictions with a label": "no labels come",
-    "Model memory / {{instance}} {{device}}: bound": "no bound is configured",
+    "GPUs at work": "there is no GPU",
+    "Memory of GPUs": "there is no GPU",
+    "Temperature of GPUs": "there is no GPU",
+    "Power of GPUs": "there is no GPU",
 }
+
+
+def write_version(folder, keys, package):
+    """A version's folder: `package`, with more keys."""
+    shutil.copytree(package, folder)
+    text = (folder / "model.toml").read_text()
+    (folder / "model.toml").write_text(keys + text)
+    return folder
+
+
+def write_noted_linear(folder, weight):
+    """A model of one number of which is noted what it says."""
+    write_linear(folder, weight)
+    with open(folder / "linear" / "1" / "model.toml", "a") as file:
+        file.write('data_policy = "outputs"\nfeedback = { sample = 1.0 }\n')
+    return folder / "linear" / "1"
+
+
+def ask_and_label(stack, model, inputs, label, folder, stop):
+    """Asks, and says what was right, until `stop`. `label` gives an outcome of an answer."""
+    client = triton.InferenceServerClient(stack.grpc)
+    while not stop.is_set():
+        outcomes = []
+        for _ in range(30):
+            answer = client.infer(model, inputs(), headers={"x-tenant-id": "acme"})
+            id = answer.get_response().parameters["prediction_id"].string_param
+            outcomes.append({"prediction_id": id, **label(answer)})
+        file = folder / f"{model}.jsonl"
+        file.write_text("".join(json.dumps(one) + "\n" for one in outcomes))
+        sconce("feedback", "import", model, file, "--admin", stack.admin)
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def everything(stack, tmp_path_factory):
+    """The stack while all that a dashboard shows happens: besides what happens there anyway, requests for a model with a route, two
+    variants, a shadow and a monitor; labels; a shadow that fails; a rollout; a queue that is full; answers from a cache."""
+    folder = tmp_path_factory.mktemp("everything")
+    run = lambda *words: sconce(*words, "--admin", stack.admin)
+    demo = Path(setting("SCONCE_DEMO")) / "breast_cancer"
+    for version in "12":
+        package = write_version(folder / f"cancer-{version}", 'data_policy = "outputs"\nfeedback = { sample = 1.0 }\n', demo / version)
+        run("model", "push", "cancer", package, "--promote", f"v{version}")
+        run("model", "push", "rolled", demo / version, "--promote", "champion" if version == "1" else "next")
+    run("traffic", "set", "cancer", "--split", "old@1=50", "--split", "new@2=50")
+    run("shadow", "start", "cancer", "--candidate", "2")
+    run("monitor", "set", "cancer", "--version", "1", "--learn", "200", "--pane", "50", "--panes", "4", "--rows-per-second", "1000000")
+    # What the second makes of two is more than a number can hold.
+    for version, weight in (("1", 1.0), ("2", 3e38)):
+        package = write_noted_linear(folder / f"scale-{version}", weight)
+        run("model", "push", "scale", package, "--promote", "champion" if version == "1" else "next", "--metric", "mae=0.1")
+    run("shadow", "start", "scale", "--candidate", "2")
+    plan = folder / "plan.json"
+    stages = [{"percent": 10, "min_samples": 1_000_000}, {"percent": 100, "min_samples": 1}]
+    plan.write_text(json.dumps({"candidate": "2", "strategy": {"canary": {"stages": stages}}, "gates": [{"metric": "error_rate", "max": 0.5}]}))
+    run("rollout", "start", "rolled", "--plan", plan)
+
+    def rows():
+        features = triton.InferInput("features", [1, 30], "FP32")
+        features.set_data_from_numpy(np.random.default_rng().normal(15.0, 5.0, (1, 30)).astype(np.float32))
+        return [features]
+
+    text = triton.InferInput("text", [1], "BYTES")
+    text.set_data_from_numpy(np.array([b"a good film"], dtype=object))
+    stop = threading.Event()
+    benign = lambda _: {"label": "benign"}
+    sum_of = lambda answer: {"metric": "label", "number": float(answer.as_numpy("prediction")[0][0]) + 0.5}
+    askers = [
+        threading.Thread(target=ask_and_label, args=(stack, *one, folder, stop))
+        for one in (("cancer", rows, benign), ("scale", lambda: number("features", 2.0), sum_of))
+    ]
+    loads = [
+        load(stack.grpc, "short", number("INPUT0", 1.0), callers=4),
+        load(stack.grpc, "cached", number("INPUT0", 1.0), pause=0.05),
+        load(stack.grpc, "text", [text], pause=0.05),
+        load(stack.grpc, "rolled", rows(), pause=0.05),
+    ]
+    with contextlib.ExitStack() as running:
+        for one in loads:
+            running.enter_context(one)
+        for asker in askers:
+            asker.start()
+            running.callback(asker.join)
+        running.callback(stop.set)
+        yield stack
+    run("rollout", "abort", "rolled", "--reason", "it was looked at")
 
 
 def test_dashboards_are_those_of_the_code(tmp_path):
@@ -71,21 +155,24 @@ def test_panels_lie_side_by_side(path):
 
 
 @pytest.mark.parametrize("name, panel", PANELS, ids=[f"{name}: {panel['title']}" for name, panel in PANELS])
-def test_every_query_gives_series(stack, name, panel):
+def test_every_query_gives_series(everything, name, panel):
     for target in panel["targets"]:
         expression = target["expr"]
         for variable, value in VARIABLES.items():
             expression = expression.replace(variable, value)
-        assert "$" not in expression
+        models = MODELS if "$model" in expression else [""]
+        expressions = [expression.replace("$model", model) for model in models]
+        assert "$" not in "".join(expressions)
+        series = lambda: next(filter(None, map(everything.query, expressions)), [])
         label = f"{panel['title']} / {target['legendFormat']}"
         if panel["title"] in EMPTY or label in EMPTY:
-            assert stack.query(expression) == [], f"{label} has series: it is not EMPTY any more"
+            assert series() == [], f"{label} has series: it is not EMPTY any more"
             continue
-        wait_until(f"{expression} gives series", 20, lambda: not stack.query(expression) and "nothing")
+        wait_until(f"{expression} gives series", 30, lambda: not series() and "nothing")
         # What the legend speaks of must be among the labels, or all series have one name.
-        for series in stack.query(expression):
+        for one in series():
             wanted = {word.split("}}")[0] for word in target["legendFormat"].split("{{")[1:]}
-            assert wanted <= series["metric"].keys(), f"{label}: {series['metric']}"
+            assert wanted <= one["metric"].keys(), f"{label}: {one['metric']}"
 
 
 def test_exemplars_of_latencies_lead_to_traces(stack):
