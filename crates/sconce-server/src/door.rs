@@ -183,7 +183,8 @@ impl Door {
             }
             _ => None,
         });
-        self.was_ready.store(failed.is_none(), Ordering::Relaxed);
+        // Another look at the same time may have found it so already.
+        self.was_ready.fetch_or(failed.is_none(), Ordering::Relaxed);
         failed.map_or(Ok(()), Err)
     }
 
