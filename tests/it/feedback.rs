@@ -10,8 +10,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use tempfile::TempDir;
 
-const MODEL: &str = "scale";
-const WRITTEN: &str = "sconce_exposures_total{status=\"written\"}";
+pub(crate) const MODEL: &str = "scale";
+pub(crate) const WRITTEN: &str = "sconce_exposures_total{status=\"written\"}";
 
 async fn start() -> (TempDir, Running, Client, TrafficClient) {
     let data = tempfile::tempdir().unwrap();
@@ -25,7 +25,7 @@ async fn start() -> (TempDir, Running, Client, TrafficClient) {
     (data, server, client, traffic)
 }
 
-async fn feedback(addr: SocketAddr) -> FeedbackClient {
+pub(crate) async fn feedback(addr: SocketAddr) -> FeedbackClient {
     FeedbackClient::connect(&addr.to_string(), Options::default()).await.unwrap()
 }
 
@@ -49,7 +49,7 @@ pub(crate) async fn split(traffic: &TrafficClient) {
 }
 
 /// The prediction's id and its variant.
-async fn ask(client: &Client, user: &str) -> (String, Option<String>) {
+pub(crate) async fn ask(client: &Client, user: &str) -> (String, Option<String>) {
     let request = InferRequest::new(MODEL).input("features", matrix(&[[1.0]]));
     let answer = client.infer(request.metadata("x-user-id", user)).await.unwrap();
     let variant = answer.parameters.get("variant").map(|variant| match variant {
@@ -59,7 +59,7 @@ async fn ask(client: &Client, user: &str) -> (String, Option<String>) {
     (answer.prediction_id().unwrap().to_owned(), variant)
 }
 
-fn outcome(id: &str, metric: &str, value: Value) -> pb::Outcome {
+pub(crate) fn outcome(id: &str, metric: &str, value: Value) -> pb::Outcome {
     pb::Outcome {
         prediction_id: id.to_owned(),
         metric: metric.to_owned(),
@@ -68,7 +68,7 @@ fn outcome(id: &str, metric: &str, value: Value) -> pb::Outcome {
     }
 }
 
-async fn record(client: &FeedbackClient, outcomes: Vec<pb::Outcome>) -> (u64, u64, u64) {
+pub(crate) async fn record(client: &FeedbackClient, outcomes: Vec<pb::Outcome>) -> (u64, u64, u64) {
     let request = pb::RecordFeedbackRequest { model: MODEL.to_owned(), outcomes };
     let done = client.record(request).await.unwrap();
     (done.recorded, done.replaced, done.unknown)

@@ -10,6 +10,7 @@
 mod answers;
 mod cache;
 mod ensemble;
+mod experiments;
 mod feedback;
 mod health;
 mod layering;

@@ -4,7 +4,7 @@ use crate::config::{Limits, Metrics, ServerConfig};
 use crate::content::Content;
 use crate::dispatch::PreparePool;
 use crate::feedback::performance::{Background, Performances};
-use crate::feedback::{self, Exposures};
+use crate::feedback::{self, Experiments, Exposures};
 use crate::models::{Account, Models, Said, State, UNLOADED};
 use crate::monitors::Monitors;
 use crate::objectives::{Counts, Ends, Report, TICK, Watch};
@@ -72,6 +72,8 @@ pub(crate) struct Door {
     pub(crate) outcomes: Outcomes,
     /// What labels say of versions; `None` without a registry.
     pub(crate) performances: Option<Arc<Performances>>,
+    /// What the server does about experiments by itself; `None` without a registry.
+    pub(crate) experiments: Option<Arc<Experiments>>,
     /// Who is told what happens.
     pub(crate) webhooks: Arc<Webhooks>,
 }
@@ -128,8 +130,13 @@ impl Door {
             let background = Background::new(Arc::clone(&models), monitors.clone());
             Arc::new(Performances::new(background, Arc::clone(&webhooks), config.performance))
         });
+        let experiments = models.registry().is_ok().then(|| {
+            let (models, webhooks) = (Arc::clone(&models), Arc::clone(&webhooks));
+            Arc::new(Experiments::new(models, webhooks))
+        });
         Self {
             performances,
+            experiments,
             prepare: models.prepare.clone(),
             rollouts: Arc::new(Rollouts::new(
                 Arc::clone(&models),
@@ -227,6 +234,9 @@ impl Door {
         unknown.fetch_add(done.unknown, Ordering::Relaxed);
         if let Some(performances) = &self.performances {
             performances.touch(&name);
+        }
+        if let Some(experiments) = &self.experiments {
+            experiments.touch(&name);
         }
         Ok(done)
     }

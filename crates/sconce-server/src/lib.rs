@@ -223,6 +223,10 @@ impl Server {
             server.shutdown().await;
             return Err(error.into());
         }
+        if let Some(experiments) = server.door.experiments.clone() {
+            let stopped = server.stop.clone();
+            server.tasks.spawn(async move { stopped.run_until_cancelled(experiments.follow()).await });
+        }
         server.door.loaded.store(true, Ordering::Release);
         server.door.report_health().await;
         Ok(server)

@@ -11,6 +11,7 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use ring::hmac;
 use sconce_core::{ModelName, ModelVersion};
+use sconce_registry::By;
 use sconce_telemetry::metrics::SinkSample;
 use sconce_telemetry::traces;
 use serde_json::{Value, json};
@@ -88,6 +89,20 @@ impl Webhooks {
         let told = Arc::new(Told::new(event));
         let bytes = EVENT_BYTES + told.body.len();
         wanting.iter().for_each(|hook| hook.sink.offer(Arc::clone(&told), bytes));
+    }
+
+    /// Tells what somebody changed by hand, and who and why.
+    pub(crate) fn tell_by_hand(
+        &self,
+        kind: &str,
+        model: &ModelName,
+        version: Option<ModelVersion>,
+        by: &By,
+        mut data: Value,
+    ) {
+        data["by"] = by.actor.as_str().into();
+        data["reason"] = by.reason.as_str().into();
+        self.tell(Event { kind: kind.to_owned(), model, version, data });
     }
 
     /// A scrape's view.

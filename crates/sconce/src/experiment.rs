@@ -97,6 +97,8 @@ fn tell(control: &Control, experiment: &pb::Experiment, whole: bool) -> Outcome 
             "stopped_ms": (experiment.stopped_ms != 0).then_some(experiment.stopped_ms),
             "moved_units": experiment.moved_units,
             "incomplete": experiment.incomplete,
+            "stopped_because": (!experiment.stopped_because.is_empty()).then_some(&experiment.stopped_because),
+            "moves": experiment.moves.iter().map(moved).collect::<Vec<_>>(),
             "spec": raw(&experiment.spec_json),
             "report": raw(&experiment.report_json),
         })
@@ -113,6 +115,14 @@ fn tell(control: &Control, experiment: &pb::Experiment, whole: bool) -> Outcome 
     let arms: Vec<_> =
         spec.arms.iter().zip(&report.units).map(|(arm, units)| format!("{} {units}", arm.variant)).collect();
     say!("  units: {}", arms.join(", "))?;
+    if !experiment.stopped_because.is_empty() {
+        say!("  stopped by itself: {}", plain(&experiment.stopped_because))?;
+    }
+    if let Some(last) = experiment.moves.last() {
+        let shares = spec.arms.iter().zip(&last.percents);
+        let shares: Vec<_> = shares.map(|(arm, percent)| format!("{} {percent} %", arm.variant)).collect();
+        say!("  shares since {}: {}", text::time(last.at_ms), shares.join(", "))?;
+    }
     if experiment.moved_units > 0 {
         let moved = text::count(experiment.moved_units, "unit");
         say!("  {moved} came to another variant later and count for the first")?;
@@ -127,6 +137,10 @@ fn tell(control: &Control, experiment: &pb::Experiment, whole: bool) -> Outcome 
         say!("{}", table::render(&header, &rows).trim_end())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn moved(moved: &pb::SharesMoved) -> Value {
+    json!({ "at_ms": moved.at_ms, "percents": moved.percents })
 }
 
 fn row(what: &str, comparison: &Comparison) -> Vec<String> {

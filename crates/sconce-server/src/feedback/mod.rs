@@ -2,10 +2,12 @@
 //!
 //! Keys are `MODEL/ID` and `MODEL/ID/METRIC`. Ids sort by time, so the predictions of a model and a time lie side by side.
 
+mod controller;
 pub(crate) mod experiments;
 mod exposures;
 pub(crate) mod performance;
 
+pub(crate) use controller::{Experiments, refuse_rollout, refuse_route};
 pub(crate) use exposures::{Draft, Exposures, is_classes, now_ms};
 
 use sconce_core::{ModelName, PredictionId};

@@ -1,21 +1,22 @@
 //! Experiments, among the calls of `sconce.v1.Traffic`.
 
 use crate::door::Door;
-use crate::feedback::experiments::{Evaluation, KIND, Stored, evaluate, is_whole};
+use crate::feedback::experiments::{Evaluation, KIND, Move, Stored, evaluate, is_whole};
 use crate::feedback::now_ms;
 use crate::grpc::control::{Answer, answer, name, refused};
 use crate::rollout;
 use crate::traffic;
 use sconce_core::ModelName;
 use sconce_proto::sconce as pb;
-use sconce_registry::{By, Document, DocumentChange, Names, RegistryError, Together};
+use sconce_registry::{By, Document, RegistryError, Together};
 use sconce_traffic::experiment::{Experiment, ExperimentSpec};
 use sconce_traffic::route::RouteSpec;
-use serde_json::Value;
 use tonic::Status;
 
 /// How far an arm's weight may be from what the route gives its variant, as a share of all: else units cannot come out as planned.
 const WEIGHT_TOLERANCE: f64 = 0.005;
+/// Moves of a bandit that are told, the latest.
+const MAX_TOLD: usize = 100;
 
 /// Starts an experiment on the route of a model, in the place of one that has stopped.
 pub(super) async fn start(
@@ -48,8 +49,11 @@ pub(super) async fn start(
     {
         return Err(precondition("an experiment runs already: stop it first".to_owned()));
     }
-    let value = Stored { spec, started_ms: now_ms(), stopped_ms: None };
-    write(door, &name, present.map(|present| present.revision), &value, By::new(actor, reason)).await?;
+    let (value, by) = (Stored::new(spec, now_ms()), By::new(actor, reason));
+    write(door, &name, present.map(|present| present.revision), &value, by.clone()).await?;
+    if let Some(experiments) = &door.experiments {
+        experiments.started(&name, &value, &by);
+    }
     get(door, name.as_str()).await
 }
 
@@ -65,7 +69,11 @@ pub(super) async fn stop(
     let mut value = stored(&document)?;
     if value.stopped_ms.is_none() {
         value.stopped_ms = Some(now_ms());
-        write(door, &name, Some(document.revision), &value, By::new(actor, reason)).await?;
+        let by = By::new(actor, reason);
+        write(door, &name, Some(document.revision), &value, by.clone()).await?;
+        if let Some(experiments) = &door.experiments {
+            experiments.stopped(&name, &value, &by);
+        }
     }
     get(door, name.as_str()).await
 }
@@ -80,7 +88,7 @@ pub(super) async fn get(door: &Door, model: &str) -> Answer<pb::Experiment> {
         let journal = registry.journal();
         Ok((evaluate(journal, &of, &stored, now_ms())?, is_whole(journal, &of, &stored, now_ms())?))
     };
-    let (Evaluation { report, moved, cut }, whole) = door.models.read(read).await.map_err(refused)?;
+    let (Evaluation { report, moved, cut, .. }, whole) = door.models.read(read).await.map_err(refused)?;
     let unprintable = |error: serde_json::Error| Status::internal(format!("experiment: {error}"));
     answer(pb::Experiment {
         model: name.to_string(),
@@ -92,6 +100,8 @@ pub(super) async fn get(door: &Door, model: &str) -> Answer<pb::Experiment> {
         report_json: serde_json::to_string(&report).map_err(unprintable)?,
         moved_units: moved,
         incomplete: cut || !whole,
+        stopped_because: value.stopped_because.clone().unwrap_or_default(),
+        moves: value.moves.iter().rev().take(MAX_TOLD).rev().map(moved_message).collect(),
     })
 }
 
@@ -127,9 +137,11 @@ async fn document(door: &Door, name: &ModelName) -> Result<Document, Status> {
 }
 
 fn stored(document: &Document) -> Result<Stored, Status> {
-    serde::Deserialize::deserialize(&document.value).map_err(|error: serde_json::Error| {
-        Status::internal(format!("model `{}`: the stored experiment cannot be read: {error}", document.model))
-    })
+    Stored::parse(document).map_err(|error| refused(error.into()))
+}
+
+fn moved_message(moved: &Move) -> pb::SharesMoved {
+    pb::SharesMoved { at_ms: moved.at_ms, percents: moved.percents.clone() }
 }
 
 async fn write(
@@ -139,11 +151,11 @@ async fn write(
     stored: &Stored,
     by: By,
 ) -> Result<(), Status> {
-    let value: Value = serde_json::to_value(stored)
-        .map_err(|error| Status::internal(format!("the experiment cannot be stored: {error}")))?;
-    let change = DocumentChange { kind: KIND.to_owned(), expected, value: Some((value, Names::default())) };
+    let change = stored.change(expected).map_err(|error| refused(error.into()))?;
     let together = Together { documents: vec![change], alias: None };
-    let change = door.models.change_together(name, Vec::new(), together, by, |_| Ok(()));
+    let of = name.clone();
+    let check = move |registry: &sconce_registry::Registry| rollout::refuse_by_hand(registry, &of, None);
+    let change = door.models.change_together(name, Vec::new(), together, by, check);
     change.await.map_err(refused)?;
     Ok(())
 }

@@ -15,6 +15,7 @@ use sconce_registry::By;
 use sconce_traffic::route::{
     Key, OverrideSpec, Route, RouteSpec, ShadowSpec, SplitSpec, Sticky, Target, VariantId,
 };
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -92,7 +93,12 @@ impl Service for Traffic {
         let name = name(&model)?;
         let spec = spec.ok_or_else(|| Status::invalid_argument("spec: expected a route, got none"))?;
         let (spec, by) = (to_spec(spec).map_err(refused)?, By::new(actor, reason));
-        self.door.models.set_route(&name, spec, expected_revision, by).await.map_err(refused)?;
+        let shares: Map<String, Value> =
+            spec.splits.iter().map(|split| (split.variant.clone(), split.percent.into())).collect();
+        let set = self.door.models.set_route(&name, spec, expected_revision, by.clone()).await;
+        let set = set.map_err(refused)?;
+        let data = json!({ "shares": shares, "generation": set.generation });
+        self.door.webhooks.tell_by_hand("sconce.route.set.v1", &name, None, &by, data);
         self.door.report_health().await;
         self.route(&name).await
     }
@@ -101,7 +107,10 @@ impl Service for Traffic {
         let actor = actor(&request)?;
         let pb::ClearRouteRequest { model, reason, expected_revision } = request.into_inner();
         let (name, by) = (name(&model)?, By::new(actor, reason));
-        let cleared = self.door.models.clear_route(&name, expected_revision, by).await.map_err(refused)?;
+        let cleared = self.door.models.clear_route(&name, expected_revision, by.clone()).await;
+        let cleared = cleared.map_err(refused)?;
+        let data = json!({ "generation": cleared.generation });
+        self.door.webhooks.tell_by_hand("sconce.route.cleared.v1", &name, None, &by, data);
         answer(pb::ClearRouteResponse { generation: cleared.generation })
     }
 

@@ -2,6 +2,7 @@
 //! aliases, in the same swap.
 
 use super::{CHAMPION, Models, Operation, is_ready};
+use crate::feedback::refuse_route;
 use crate::rollout;
 use crate::traffic::{self, LiveRoute};
 use sconce_core::{Error, ErrorCode, ModelName, ModelVersion, Result};
@@ -57,7 +58,8 @@ impl Models {
     ///
     /// # Errors
     /// `InvalidArgument` with everything that is wrong with `spec`; `NotFound` for the model, or targets that it does not have;
-    /// `FailedPrecondition` for versions that cannot be served, while a rollout is under way, and on a server without a registry;
+    /// `FailedPrecondition` for versions that cannot be served, while a rollout is under way or a bandit moves its shares, and on a
+    /// server without a registry;
     /// `Aborted` when `expected` does not hold; what loading failed with.
     pub(crate) async fn set_route(
         self: &Arc<Self>,
@@ -116,7 +118,10 @@ impl Models {
         });
         let together = Together { documents: documents.into_iter().collect(), alias: None };
         let of = name.clone();
-        let check = move |registry: &Registry| rollout::refuse_by_hand(registry, &of, None);
+        let check = move |registry: &Registry| {
+            rollout::refuse_by_hand(registry, &of, None)?;
+            refuse_route(registry, &of)
+        };
         self.change_together(name, answering, together, by, check).await
     }
 

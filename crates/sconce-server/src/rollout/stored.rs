@@ -2,6 +2,7 @@
 
 use super::{DRIFT, KIND, refuse_by_hand};
 use crate::feedback::performance::has_labels;
+use crate::feedback::refuse_rollout;
 use crate::models::CHAMPION;
 use crate::traffic;
 use sconce_core::{Error, ModelName, ModelVersion, Result};
@@ -62,6 +63,7 @@ impl Stored {
         let begun = Rollout::start(plan, &known, now_ms);
         let (rollout, actions) = begun.map_err(|problems| RegistryError::Invalid(problems.to_string()))?;
         refuse_by_hand(registry, name, None)?;
+        refuse_rollout(registry, name)?;
         let candidate = registry.resolve(name, &rollout.plan().candidate)?;
         let refuse = |why: String| RegistryError::Precondition(format!("model `{name}`: {why}"));
         let none =

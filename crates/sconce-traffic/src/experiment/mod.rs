@@ -9,9 +9,9 @@
 mod bandit;
 mod spec;
 
-pub use bandit::{Known, thompson_shares};
+pub use bandit::{Known, reshare, thompson_shares};
 pub use spec::{
-    ArmSpec, Design, ExperimentSpec, Goal, MAX_METRIC_BYTES, MAX_METRICS, MetricKind, MetricSpec,
+    ArmSpec, BanditSpec, Design, ExperimentSpec, Goal, MAX_METRIC_BYTES, MAX_METRICS, MetricKind, MetricSpec,
     units_needed,
 };
 
@@ -45,6 +45,8 @@ pub struct Experiment {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Arm {
     units: u64,
+    /// How many of all units were to be its, by the shares that the arms had when each came.
+    expected: f64,
     metrics: Vec<Outcomes>,
 }
 
@@ -146,7 +148,7 @@ impl Experiment {
         let sequence = tuned_rho(spec.alpha, TUNED_FOR).and_then(AsymptoticMean::new);
         let sequence = sequence.map_err(|error| Problems(vec![error.to_string()]))?;
         let outcomes = Outcomes { pairs: PairedMoments::default(), sequence };
-        let arm = Arm { units: 0, metrics: vec![outcomes; spec.metrics.len()] };
+        let arm = Arm { units: 0, expected: 0.0, metrics: vec![outcomes; spec.metrics.len()] };
         Ok(Self { arms: vec![arm; spec.arms.len()], spec, looks: Vec::new() })
     }
 
@@ -155,10 +157,23 @@ impl Experiment {
         &self.spec
     }
 
-    /// Takes a unit that was exposed to `variant` for the first time. One that takes no part changes nothing.
+    /// Takes a unit that was exposed to `variant` for the first time while shares were as declared. One that takes no part changes
+    /// nothing.
     pub fn expose(&mut self, variant: &str) {
-        if let Some(at) = self.arm(variant) {
-            self.arms[at].units += 1;
+        let weights: Vec<f64> = self.spec.arms.iter().map(|arm| arm.weight).collect();
+        self.expose_by(variant, Some(&weights));
+    }
+
+    /// The same while the arms had `shares`, in their order; `None`: nobody knows which, so nothing follows of the sample ratio.
+    pub fn expose_by(&mut self, variant: &str, shares: Option<&[f64]>) {
+        let Some(at) = self.arm(variant) else { return };
+        self.arms[at].units += 1;
+        match shares {
+            None => self.arms[at].expected += 1.0,
+            Some(shares) => {
+                let all: f64 = shares.iter().sum();
+                self.arms.iter_mut().zip(shares).for_each(|(arm, share)| arm.expected += share / all);
+            }
         }
     }
 
@@ -239,14 +254,20 @@ impl Experiment {
         ExperimentReport { units, sample_ratio, advice, goals, guardrails, sentence }
     }
 
+    /// The guardrail that stops the experiment, if one of those that may is broken in `report`.
+    pub fn stopped_by<'a>(&self, report: &'a ExperimentReport) -> Option<&'a Comparison> {
+        let stops = |name: &str| self.spec.metrics.iter().any(|metric| metric.name == name && metric.stops);
+        report.guardrails.iter().find(|it| it.outcome == Outcome::Worse && stops(&it.metric))
+    }
+
     fn arm(&self, variant: &str) -> Option<usize> {
         self.spec.arms.iter().position(|arm| arm.variant == variant)
     }
 
     fn sample_ratio(&self) -> SampleRatio {
         let counts: Vec<f64> = self.arms.iter().map(|arm| arm.units as f64).collect();
-        let weights: Vec<f64> = self.spec.arms.iter().map(|arm| arm.weight).collect();
-        let p_value = sample_ratio(&counts, &weights).ok().map(|test| test.p_value);
+        let expected: Vec<f64> = self.arms.iter().map(|arm| arm.expected).collect();
+        let p_value = sample_ratio(&counts, &expected).ok().map(|test| test.p_value);
         SampleRatio { p_value, mismatch: p_value.is_some_and(|p| p < SAMPLE_RATIO_ALARM) }
     }
 

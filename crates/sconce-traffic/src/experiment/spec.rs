@@ -28,6 +28,23 @@ pub struct ExperimentSpec {
     /// How p-values are corrected for how many there are; the other designs share alpha out. Default Holm's.
     #[serde(default = "holm")]
     pub correction: Correction,
+    /// Moves shares to the arms that do better while it runs. Default: shares stay as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandit: Option<BanditSpec>,
+}
+
+/// How shares follow what the arms do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BanditSpec {
+    /// The goal that they follow: a conversion or a mean.
+    pub metric: String,
+    /// The least share of each arm, in percent of what the arms have together: 0 to 100 by their number. Default 5.
+    #[serde(default = "five")]
+    pub floor_percent: f64,
+    /// Seconds between two moves, 1 to 30 days. Default an hour.
+    #[serde(default = "hour")]
+    pub every_seconds: u64,
 }
 
 /// A variant that takes part.
@@ -55,6 +72,9 @@ pub struct MetricSpec {
     /// the metric's unit. Default: a goal.
     #[serde(default)]
     pub max_harm: Option<f64>,
+    /// Of a guardrail: whether it stops the experiment by itself, or is only told of. Default true.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub stops: bool,
 }
 
 /// What an outcome of a unit is.
@@ -105,6 +125,22 @@ fn yes() -> bool {
     true
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde asks")]
+fn is_yes(flag: &bool) -> bool {
+    *flag
+}
+
+fn five() -> f64 {
+    5.0
+}
+
+fn hour() -> u64 {
+    3_600
+}
+
+/// Between two moves of a bandit.
+const MOST_SECONDS: u64 = 30 * 86_400;
+
 /// How early looks spend less of alpha: `alpha t^2`.
 pub(super) const SPENDING: f64 = 2.0;
 
@@ -142,6 +178,9 @@ impl ExperimentSpec {
             if self.metrics[..at].iter().any(|other| other.name == metric.name) {
                 problems.push(format!("metrics[{at}].name: `{}` is named twice", metric.name));
             }
+            if metric.max_harm.is_none() && !metric.stops {
+                problems.push(format!("metrics[{at}].stops: expected only beside max_harm"));
+            }
             if let Some(harm) = metric.max_harm.filter(|harm| !(*harm >= 0.0 && harm.is_finite())) {
                 problems.push(format!("metrics[{at}].max_harm: expected a number of at least 0, got {harm}"));
             }
@@ -159,6 +198,7 @@ impl ExperimentSpec {
             ));
         }
         self.check_design(&mut problems);
+        self.check_bandit(&mut problems);
         if problems.is_empty() { Ok(()) } else { Err(Problems(problems)) }
     }
 
@@ -166,6 +206,36 @@ impl ExperimentSpec {
     pub(super) fn questions(&self) -> usize {
         let goals = self.metrics.iter().filter(|metric| metric.max_harm.is_none()).count();
         (goals * self.arms.len().saturating_sub(1)).max(1)
+    }
+
+    fn check_bandit(&self, problems: &mut Vec<String>) {
+        let Some(bandit) = &self.bandit else { return };
+        let is_followed = |metric: &MetricSpec| {
+            metric.name == bandit.metric
+                && metric.max_harm.is_none()
+                && matches!(metric.kind, MetricKind::Conversion | MetricKind::Mean)
+        };
+        if !self.metrics.iter().any(is_followed) {
+            problems.push(format!(
+                "bandit.metric: expected a goal that is a conversion or a mean, got {:?}",
+                sconce_core::abbreviate(&bandit.metric)
+            ));
+        }
+        let most = 100.0 / self.arms.len().max(1) as f64;
+        if !(0.0..=most).contains(&bandit.floor_percent) {
+            problems
+                .push(format!("bandit.floor_percent: expected 0 to {most}, got {}", bandit.floor_percent));
+        }
+        if !(1..=MOST_SECONDS).contains(&bandit.every_seconds) {
+            problems.push(format!(
+                "bandit.every_seconds: expected 1 to {MOST_SECONDS}, got {}",
+                bandit.every_seconds
+            ));
+        }
+        // Its tests are of units that were drawn with the same shares all the time; confidence sequences of each arm are not.
+        if self.design != Design::AlwaysValid {
+            problems.push("bandit: expected a design that is always valid beside it".to_owned());
+        }
     }
 
     fn check_design(&self, problems: &mut Vec<String>) {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::route::{RouteSpec, SplitSpec};
 use fastrand::Rng;
 
 fn spec(text: &str) -> ExperimentSpec {
@@ -270,15 +271,18 @@ fn units_needed_are_those_of_the_textbook() {
 #[test]
 fn thompson_shares_follow_the_better_arm_and_keep_the_floor() {
     let rate = |events, trials| Known::Rate(Trials { events, trials });
-    let even = thompson_shares(&[rate(0, 0), rate(0, 0)], 0.0, 1).unwrap();
+    let even = thompson_shares(&[rate(0, 0), rate(0, 0)], true, 0.0, 1).unwrap();
     assert!((45.0..55.0).contains(&even[0]), "{even:?}");
     let arms = [rate(10, 1_000), rate(100, 1_000), rate(12, 1_000)];
-    let shares = thompson_shares(&arms, 5.0, 1).unwrap();
+    let shares = thompson_shares(&arms, true, 5.0, 1).unwrap();
     assert_eq!(shares, [5.0, 90.0, 5.0]);
-    assert_eq!(shares, thompson_shares(&arms, 5.0, 1).unwrap());
-    let close = thompson_shares(&[rate(100, 1_000), rate(110, 1_000)], 1.0, 3).unwrap();
+    assert_eq!(shares, thompson_shares(&arms, true, 5.0, 1).unwrap());
+    // Of what is to be rare the least is best.
+    let shares = thompson_shares(&[rate(100, 1_000), rate(10, 1_000)], false, 5.0, 1).unwrap();
+    assert_eq!(shares, [5.0, 95.0]);
+    let close = thompson_shares(&[rate(100, 1_000), rate(110, 1_000)], true, 1.0, 3).unwrap();
     assert!(close[1] > 65.0 && close[1] < 90.0, "{close:?}");
-    for shares in [&close, &thompson_shares(&[rate(1, 2); 7], 3.33, 3).unwrap()] {
+    for shares in [&close, &thompson_shares(&[rate(1, 2); 7], true, 3.33, 3).unwrap()] {
         let hundredths: f64 = shares.iter().map(|share| (share * 100.0).round()).sum();
         assert_eq!(hundredths, 10_000.0);
         assert!(shares.iter().all(|share| *share >= 1.0));
@@ -288,8 +292,177 @@ fn thompson_shares_follow_the_better_arm_and_keep_the_floor() {
         values.iter().for_each(|value| moments.update(*value).unwrap());
         Known::Mean(moments)
     };
-    let shares = thompson_shares(&[mean(&[1.0, 1.1, 0.9]), mean(&[5.0, 5.1, 4.9])], 10.0, 1).unwrap();
+    let shares = thompson_shares(&[mean(&[1.0, 1.1, 0.9]), mean(&[5.0, 5.1, 4.9])], true, 10.0, 1).unwrap();
     assert_eq!(shares, [10.0, 90.0]);
-    assert!(thompson_shares(&[rate(1, 2)], 0.0, 1).is_err());
-    assert!(thompson_shares(&[rate(3, 2), rate(1, 2)], 60.0, 1).unwrap_err().0.len() == 2);
+    assert!(thompson_shares(&[rate(1, 2)], true, 0.0, 1).is_err());
+    assert!(thompson_shares(&[rate(3, 2), rate(1, 2)], true, 60.0, 1).unwrap_err().0.len() == 2);
+}
+
+/// The share of experiments that a guardrail ever stops, looked at after every 50 units.
+fn ever_stopped(kind: &str, harm: f64, runs: usize, seed: u64) -> f64 {
+    let mut random = Rng::with_seed(seed);
+    let mut stopped = 0;
+    for _ in 0..runs {
+        let metrics = format!(
+            "metrics = [{BUYS_ALONE}, {{ name = \"m\", kind = \"{kind}\", higher_is_better = false, max_harm = 0.02 }}]"
+        );
+        let mut experiment = experiment(&metrics);
+        for at in 0..2_000_u32 {
+            let (variant, shift) = if at % 2 == 0 { ("old", 0.0) } else { ("new", harm) };
+            experiment.expose(variant);
+            if kind == "mean" {
+                let value = (0..4).map(|_| random.f64()).sum::<f64>() + shift;
+                experiment.observe(variant, "m", value, None).unwrap();
+            } else if random.f64() < 0.2 + shift {
+                experiment.observe(variant, "m", 1.0, None).unwrap();
+            }
+            if at % 50 == 49 {
+                let report = experiment.report();
+                if experiment.stopped_by(&report).is_some() {
+                    stopped += 1;
+                    break;
+                }
+            }
+        }
+    }
+    f64::from(stopped) / runs as f64
+}
+
+const BUYS_ALONE: &str = r#"{ name = "buys", kind = "conversion" }"#;
+
+#[test]
+fn a_guardrail_stops_by_itself_who_does_harm_and_seldom_others_however_often_one_looks() {
+    for (kind, runs) in [("conversion", 100), ("mean", 200)] {
+        // As much harm as there may be: three standard deviations above 5 percent of so many runs.
+        let most = 0.05 + 3.0 * (0.05 * 0.95 / runs as f64).sqrt();
+        let wrong = ever_stopped(kind, 0.02, runs, 5);
+        assert!(wrong <= most, "{kind}: {wrong}");
+        let found = ever_stopped(kind, 0.3, 20, 9);
+        assert!(found >= 0.9, "{kind}: {found}");
+    }
+}
+
+#[test]
+fn a_guardrail_that_stops_nothing_is_only_told() {
+    let text = r#"metrics = [{ name = "complains", kind = "conversion", higher_is_better = false, max_harm = 0.01, stops = false }]"#;
+    let mut experiment = experiment(text);
+    convert(&mut experiment, "old", 2_000, 0);
+    convert(&mut experiment, "new", 2_000, 0);
+    for _ in 0..300 {
+        experiment.observe("new", "complains", 1.0, None).unwrap();
+    }
+    let report = experiment.report();
+    assert_eq!(report.advice, Advice::Stop);
+    assert_eq!(experiment.stopped_by(&report), None);
+    // What is said of it is kept, and what is usual is not written.
+    let stored = serde_json::to_value(experiment.spec()).unwrap();
+    assert_eq!((&stored["metrics"][0]["stops"], stored.get("bandit")), (&false.into(), None));
+}
+
+const BANDIT: &str = r#"
+    metrics = [{ name = "buys", kind = "conversion" }]
+    bandit = { metric = "buys", floor_percent = 10.0, every_seconds = 60 }
+"#;
+
+/// Units come by the shares of the moment, which move after each 500.
+#[test]
+fn a_bandit_gives_most_to_the_better_arm_keeps_the_floor_and_splits_as_planned() {
+    let (mut gained, mut mismatches) = (0.0, 0);
+    for seed in 0..10 {
+        let mut random = Rng::with_seed(seed);
+        let mut experiment = experiment(BANDIT);
+        let mut shares = vec![50.0, 50.0];
+        let mut better = 0;
+        experiment.expose("old");
+        assert!(experiment.bandit_shares(1).is_none(), "nothing is known");
+        for at in 1..=5_000_u32 {
+            let variant = if random.f64() * 100.0 < shares[0] { "old" } else { "new" };
+            better += u32::from(variant == "new");
+            experiment.expose_by(variant, Some(&shares));
+            if random.f64() < if variant == "new" { 0.15 } else { 0.1 } {
+                experiment.observe(variant, "buys", 1.0, None).unwrap();
+            }
+            if at % 500 == 0 {
+                shares = experiment.bandit_shares(u64::from(at)).unwrap().unwrap();
+                let hundredths: f64 = shares.iter().map(|share| (share * 100.0).round()).sum();
+                assert!(hundredths == 10_000.0 && shares.iter().all(|share| *share >= 10.0), "{shares:?}");
+            }
+        }
+        mismatches += u32::from(experiment.report().sample_ratio.mismatch);
+        assert!(shares[1] > 50.0, "{shares:?}");
+        gained += f64::from(better) / 5_000.0 / 10.0;
+    }
+    // Split evenly all the time it would be a half; a sample ratio held against the shares of the start would be off.
+    assert!(gained > 0.75, "{gained}");
+    assert_eq!(mismatches, 0);
+}
+
+#[test]
+fn a_bandit_is_wrong_about_which_arm_is_better_no_more_often_than_declared() {
+    let (runs, mut decided) = (40, 0);
+    for seed in 0..runs {
+        let mut random = Rng::with_seed(seed);
+        let mut experiment = experiment(BANDIT);
+        let mut shares = vec![50.0, 50.0];
+        for at in 1..=2_000_u32 {
+            let variant = if random.f64() * 100.0 < shares[0] { "old" } else { "new" };
+            experiment.expose_by(variant, Some(&shares));
+            if random.f64() < 0.2 {
+                experiment.observe(variant, "buys", 1.0, None).unwrap();
+            }
+            if at % 250 == 0 {
+                shares = experiment.bandit_shares(u64::from(at)).unwrap().unwrap();
+                if matches!(experiment.report().goals[0].outcome, Outcome::Better | Outcome::Worse) {
+                    decided += 1;
+                    break;
+                }
+            }
+        }
+    }
+    // Three standard deviations above 5 percent.
+    assert!(decided <= 6, "{decided} of {runs}");
+}
+
+#[test]
+fn shares_move_among_the_arms_alone_and_sum_as_before() {
+    let split = |variant: &str, percent| SplitSpec {
+        variant: variant.to_owned(),
+        id: None,
+        target: "champion".to_owned(),
+        percent,
+    };
+    let route = RouteSpec {
+        splits: vec![split("a", 30.0), split("other", 40.0), split("b", 20.0), split("c", 10.0)],
+        ..RouteSpec::default()
+    };
+    let arms = ["a", "b", "c"].map(|variant| ArmSpec { variant: variant.to_owned(), weight: 1.0 });
+    let shares = |percents: &[f64]| {
+        let route = reshare(&route, &arms, percents).unwrap();
+        route.splits.iter().map(|split| split.percent).collect::<Vec<_>>()
+    };
+    assert_eq!(shares(&[50.0, 33.33, 16.67]), [30.01, 40.0, 19.99, 10.0]);
+    assert_eq!(shares(&[100.0, 0.0, 0.0]), [60.0, 40.0, 0.0, 0.0]);
+    for percents in [[33.34, 33.33, 33.33], [5.0, 90.0, 5.0], [0.01, 0.01, 99.98]] {
+        let moved = reshare(&route, &arms, &percents).unwrap();
+        assert!(moved.check().is_ok(), "{moved:?}");
+    }
+    assert_eq!(reshare(&route, &arms, &[100.0]), None);
+    let strangers = ["a", "nobody"].map(|variant| ArmSpec { variant: variant.to_owned(), weight: 1.0 });
+    assert_eq!(reshare(&route, &strangers, &[50.0, 50.0]), None);
+}
+
+#[test]
+fn a_bandit_that_does_not_fit_is_refused() {
+    for (text, says) in [
+        (r#"bandit = { metric = "sells" }"#, "bandit.metric: expected a goal"),
+        (r#"bandit = { metric = "buys", floor_percent = 51.0 }"#, "bandit.floor_percent: expected 0 to 50"),
+        (r#"bandit = { metric = "buys", every_seconds = 0 }"#, "bandit.every_seconds: expected 1 to"),
+        ("bandit = { metric = \"buys\" }\ndesign = { fixed = { units = 100 } }", "bandit: expected a design"),
+    ] {
+        let problems = Experiment::new(spec(&format!("{ARMS}\n{BUYS}\n{text}"))).unwrap_err().to_string();
+        assert!(problems.contains(says), "{says}: {problems}");
+    }
+    let text = r#"metrics = [{ name = "buys", kind = "conversion", stops = false }]"#;
+    let problems = Experiment::new(spec(&format!("{ARMS}\n{text}"))).unwrap_err().to_string();
+    assert!(problems.contains("metrics[0].stops"), "{problems}");
 }

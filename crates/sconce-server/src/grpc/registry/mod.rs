@@ -12,8 +12,9 @@ use sconce_core::{Error, ErrorCode, ModelName, ModelVersion, abbreviate};
 use sconce_proto::sconce as pb;
 use sconce_proto::sconce::registry_server::Registry as Service;
 use sconce_registry::{
-    By, ModelRecord, ModelUpdate, Registry, RegistryError, VersionRecord, VersionUpdate, Wanted,
+    By, Changed, ModelRecord, ModelUpdate, Registry, RegistryError, VersionRecord, VersionUpdate, Wanted,
 };
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
@@ -105,6 +106,18 @@ impl Control {
             }
         });
         answer(items(receiver))
+    }
+
+    /// Tells webhooks of an alias that somebody moved.
+    fn tell_moved(&self, what: &str, model: &ModelName, alias: &str, changed: &Changed, by: &By) {
+        let data = json!({
+            "alias": alias,
+            "version": changed.after.map(ModelVersion::get),
+            "previous": changed.before.map(ModelVersion::get),
+            "generation": changed.generation,
+        });
+        let kind = format!("sconce.model.{what}.v1");
+        self.door.webhooks.tell_by_hand(&kind, model, changed.after, by, data);
     }
 
     async fn version_message(&self, record: VersionRecord) -> Result<pb::Version, Status> {
@@ -254,9 +267,16 @@ impl Service for Control {
         }
         let expected = request.expected.map(records::optional_version).transpose().map_err(refused)?;
         let by = By::new(actor, request.reason);
-        let promoted =
-            self.models().promote(&name, &request.version, &request.alias, expected, request.force, by);
+        let promoted = self.models().promote(
+            &name,
+            &request.version,
+            &request.alias,
+            expected,
+            request.force,
+            by.clone(),
+        );
         let promoted = promoted.await.map_err(refused)?;
+        self.tell_moved("promoted", &name, &request.alias, &promoted.changed, &by);
         self.door.report_health().await;
         answer(pb::PromoteResponse {
             version: promoted.changed.after.map_or(0, ModelVersion::get),
@@ -271,8 +291,10 @@ impl Service for Control {
         let pb::RollbackRequest { model, alias, steps, reason } = request.into_inner();
         let name = name(&model)?;
         let steps = steps.max(1) as usize;
-        let changed = self.models().rollback(&name, &alias, steps, By::new(actor, reason)).await;
+        let by = By::new(actor, reason);
+        let changed = self.models().rollback(&name, &alias, steps, by.clone()).await;
         let changed = changed.map_err(refused)?;
+        self.tell_moved("rolled_back", &name, &alias, &changed, &by);
         answer(pb::RollbackResponse {
             version: changed.after.map_or(0, ModelVersion::get),
             previous: changed.before.map_or(0, ModelVersion::get),
