@@ -77,6 +77,7 @@ answered = ours + ', status="ok"'
 one_asked = one + ', status!="invalid"'
 one_invalid = one + ', status="invalid"'
 one_answered = one + ', status="ok"'
+one_deferred = one + ', decision="deferred"'
 
 DASHBOARDS = [
     dashboard("overview", "overview", "Are callers served?", [JOB], [
@@ -133,6 +134,13 @@ DASHBOARDS = [
             f"{rate('sconce_cache_hits_total', one, 'version')} / ({rate('sconce_cache_hits_total', one, 'version')}"
             f" + {rate('sconce_cache_misses_total', one, 'version')})", "{{version}}"), unit="percentunit",
             about="Models with a response cache alone."),
+        panel("Share of answers that people decide", (
+            f"{rate('sconce_review_decisions_total', one_deferred, 'version')}"
+            f" / {rate('sconce_review_decisions_total', one, 'version')}", "{{version}}"), unit="percentunit",
+            about="Versions that leave something to people alone."),
+        panel("What waits for people", (f"sum(sconce_review_queue_depth{{{one}}})", "predictions"),
+              (f"max(sconce_review_oldest_seconds{{{one}}}) / 3600", "hours that the oldest has waited")),
+        panel("What became of reviews", (rate("sconce_reviews_total", ours, "result"), "{{result}}"), unit="ops", about="Of all models."),
     ]),
     dashboard("rollout", "rollout", "Is the new version as good as the old one?", [JOB, MODEL], [
         panel("Share of requests by version", (

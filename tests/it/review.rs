@@ -334,3 +334,40 @@ async fn a_kill_loses_nothing_that_a_caller_was_told_waits() {
     );
     server.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_candidate_that_leaves_too_much_to_people_is_rolled_back_by_its_gate() {
+    let (_data, server, client) = start("", 10_000).await;
+    let folder = Folder::new();
+    logistic(&folder, "m/1", PARTIAL);
+    send(&mut server.registry().await, upload_of(MODEL, &folder.package("m/1"))).await.unwrap();
+    let traffic = server.traffic().await;
+    let plan = serde_json::json!({
+        "candidate": "2",
+        "strategy": { "canary": { "stages": [{ "percent": 50.0, "min_samples": 1000 }, { "percent": 100.0 }] } },
+        "gates": [{ "metric": "deferred", "max": 0.2, "vs_control": 0.1 }],
+    });
+    let request = pb::StartRolloutRequest {
+        model: MODEL.to_owned(),
+        plan_json: plan.to_string(),
+        reason: String::new(),
+        dry_run: false,
+    };
+    traffic.start_rollout(request).await.unwrap();
+    let of = || pb::GetRolloutRequest { model: MODEL.to_owned() };
+    until("the candidate to be rolled back", async || {
+        for _ in 0..20 {
+            ask(&client, UNSURE).await.unwrap();
+        }
+        traffic.get_rollout(of()).await.unwrap().state() == pb::RolloutState::RolledBack
+    })
+    .await;
+    let rollout = traffic.get_rollout(of()).await.unwrap();
+    let gate = rollout.gates.iter().find(|gate| gate.gate == "deferred").unwrap();
+    assert_eq!(gate.verdict, "failed", "{gate:?}");
+    // All that is unsure is answered again.
+    assert_eq!(review(&ask(&client, UNSURE).await.unwrap()), None);
+    let waited = server.scrape("text/plain").await.1;
+    assert!(waited.contains(&format!("sconce_review_oldest_seconds{{model=\"{MODEL}\"}}")), "{waited}");
+    server.shutdown().await;
+}

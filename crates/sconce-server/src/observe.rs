@@ -32,6 +32,8 @@ pub(crate) struct Observation {
     pub(crate) exposure: Option<Box<feedback::Draft>>,
     /// What a monitor sees of it.
     pub(crate) seen: Option<Box<monitors::Draft>>,
+    /// People decide in its model's place.
+    pub(crate) is_deferred: bool,
 }
 
 impl Observation {
@@ -52,6 +54,7 @@ impl Observation {
             draft: None,
             exposure: None,
             seen: None,
+            is_deferred: false,
         }
     }
 

@@ -30,6 +30,9 @@ EMPTY = {
     "Memory of GPUs": "there is no GPU",
     "Temperature of GPUs": "there is no GPU",
     "Power of GPUs": "there is no GPU",
+    "Share of answers that people decide": "nothing is left to people",
+    "What waits for people": "nothing is left to people",
+    "What became of reviews": "nothing is left to people",
 }
 
 

@@ -269,6 +269,9 @@ async fn infer(
     observation.variant = Some(Arc::clone(&decided.variant.label));
     let answered = infer_by(door, &routed, headers, message, reservation, rank, observation).await;
     decided.variant.tally.count(routed.served.version, &answered, arrived_at.elapsed());
+    if answered.is_ok() && observation.is_deferred {
+        decided.variant.tally.count_deferred();
+    }
     answered
 }
 
@@ -380,6 +383,7 @@ async fn infer_by(
     }
     if disposition != Disposition::Answer {
         let (what, cause) = words(disposition);
+        observation.is_deferred = matches!(disposition, Disposition::Defer(_));
         if let Some(draft) = &mut observation.draft {
             draft.review = Some(what);
         }

@@ -82,6 +82,8 @@ pub(crate) struct Listed {
 #[derive(Debug, Default)]
 struct Figures {
     depths: Vec<(String, usize)>,
+    /// When the one that has waited longest came, by model, in milliseconds since 1970.
+    oldest: Vec<(String, u64)>,
     bytes: u64,
     ended: BTreeMap<&'static str, u64>,
 }
@@ -220,6 +222,7 @@ impl Reviews {
         ReviewSample {
             decisions,
             depths: figures.depths.clone(),
+            oldest: figures.oldest.iter().map(|(model, since)| (model.clone(), waited(*since))).collect(),
             max_items: self.bounds.max_items,
             bytes: (figures.bytes, self.bounds.max_bytes),
             ended: figures.ended.iter().map(|(how, count)| (*how, *count)).collect(),
@@ -364,6 +367,8 @@ impl Desk {
         let mut figures = lock(&self.figures);
         let depths = self.queue.depths().take(MAX_VERSIONS);
         figures.depths = depths.map(|(model, depth)| (model.to_string(), depth)).collect();
+        let oldest = self.queue.oldest().take(MAX_VERSIONS);
+        figures.oldest = oldest.map(|(model, since)| (model.to_string(), since)).collect();
         figures.bytes = self.queue.bytes();
     }
 }
@@ -401,6 +406,11 @@ fn taken_up(journal: &Journal, bounds: Bounds) -> Result<Queue, RegistryError> {
     }
 }
 
+/// How long ago a time was, in seconds.
+fn waited(since_ms: u64) -> f64 {
+    now_ms().saturating_sub(since_ms) as f64 / 1e3
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -433,6 +443,8 @@ mod tests {
             let listed = reviews.list(None, None, 9).await.unwrap();
             assert_eq!((listed.len(), listed[0].id, &listed[0].item), (1, ids[1], &item()));
             assert_eq!(reviews.sample().depths, [("m".to_owned(), 1)]);
+            let [(model, seconds)] = &reviews.sample().oldest[..] else { panic!() };
+            assert!(model == "m" && (0.0..60.0).contains(seconds), "{seconds}");
             reviews.shutdown().await;
         }
         let registry = registry();

@@ -180,6 +180,11 @@ impl Queue {
         self.models.get(model).map_or(0, BTreeMap::len)
     }
 
+    /// When the one of each model that has waited longest was made, in milliseconds since 1970.
+    pub(super) fn oldest(&self) -> impl Iterator<Item = (&ModelName, u64)> {
+        self.models.iter().filter_map(|(model, waiting)| Some((model, waiting.keys().next()?.at_ms())))
+    }
+
     /// How many of each model wait.
     pub(super) fn depths(&self) -> impl Iterator<Item = (&ModelName, usize)> {
         self.models.iter().map(|(model, all)| (model, all.len()))

@@ -118,6 +118,7 @@ impl Answers {
         self.counts.requests += after.requests.saturating_sub(before.requests);
         self.counts.errors += after.errors.saturating_sub(before.errors);
         self.counts.successes += after.successes.saturating_sub(before.successes);
+        self.counts.deferred += after.deferred.saturating_sub(before.deferred);
         self.times.merge(&now.times.since(&self.last.times));
         self.last = now;
     }
@@ -156,6 +157,7 @@ fn counts(tally: &traffic::Counts) -> Counts {
         requests: tally.answered() + failed,
         errors: failed.saturating_sub(of(ErrorCode::InvalidArgument)),
         successes: tally.answered(),
+        deferred: tally.deferred,
         ..Counts::default()
     }
 }
@@ -184,8 +186,10 @@ mod tests {
         // Another tally of the same variant goes on from what the first one said.
         let other = Arc::new(Tally::default());
         other.count(version, &Ok(()), Duration::from_millis(3));
+        other.count_deferred();
         answers.look(Some(&other));
         answers.look(None);
-        assert_eq!((answers.counts.requests, answers.counts.successes), (4, 2));
+        let Counts { requests, successes, deferred, .. } = answers.counts;
+        assert_eq!((requests, successes, deferred), (4, 2, 1));
     }
 }

@@ -21,6 +21,8 @@ pub(crate) struct Counts {
     /// Requests by the version that the variant was for them, and what they came to, `OK` among it. The versions in the order in
     /// which they came.
     pub(crate) versions: Vec<(ModelVersion, BTreeMap<&'static str, u64>)>,
+    /// Answers that people decide in its place.
+    pub(crate) deferred: u64,
 }
 
 /// A variant is one version after the other: so many are told apart, the latest.
@@ -39,6 +41,11 @@ impl Tally {
             }
             Err(error) => *counts.errors.entry(error.code().name()).or_default() += 1,
         }
+    }
+
+    /// Counts that people decide an answer in its place.
+    pub(crate) fn count_deferred(&self) {
+        self.counts().deferred += 1;
     }
 
     /// What was counted so far.

@@ -13,6 +13,8 @@ pub struct ReviewSample {
     pub decisions: Vec<ReviewDecisions>,
     /// How many predictions of each model wait.
     pub depths: Vec<(String, usize)>,
+    /// How long the oldest of each has waited, in seconds.
+    pub oldest: Vec<(String, f64)>,
     /// The bound of each.
     pub max_items: usize,
     /// Bytes that wait, and their bound.
@@ -72,6 +74,12 @@ impl Scrape {
         for (model, depth) in &reviews.depths {
             family.encode_family(&[("model", &**model)])?.encode_gauge(&to_i64(*depth))?;
         }
+        let help = "How long the prediction that has waited longest waits for people";
+        let mut family =
+            encoder.encode_descriptor("sconce_review_oldest_seconds", help, None, MetricType::Gauge)?;
+        for (model, seconds) in &reviews.oldest {
+            family.encode_family(&[("model", &**model)])?.encode_gauge(seconds)?;
+        }
         let (bytes, most) = reviews.bytes;
         for (name, help, value) in [
             (
@@ -105,6 +113,7 @@ mod tests {
         let reviews = ReviewSample {
             decisions: vec![decisions],
             depths: vec![("m".to_owned(), 3)],
+            oldest: vec![("m".to_owned(), 61.5)],
             max_items: 9,
             bytes: (40, 50),
             ended: vec![("answered", 5)],
@@ -116,6 +125,7 @@ mod tests {
             "sconce_review_deferred_total{model=\"m\",version=\"2\",cause=\"margin\"} 1",
             "sconce_reviews_total{result=\"answered\"} 5",
             "sconce_review_queue_depth{model=\"m\"} 3",
+            "sconce_review_oldest_seconds{model=\"m\"} 61.5",
             "sconce_review_queue_depth_limit 9",
             "sconce_review_queue_bytes 40",
             "sconce_review_queue_bytes_limit 50",

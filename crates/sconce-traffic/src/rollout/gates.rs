@@ -51,6 +51,9 @@ pub struct Counts {
     pub labelled: u64,
     /// Of these, those that were right.
     pub right: u64,
+    /// Of the successes, those that people decide in its place.
+    #[serde(default)]
+    pub deferred: u64,
     /// Mirrored requests that were compared; the candidate's.
     pub mirrored: u64,
     /// Of these, those that disagreed.
@@ -172,6 +175,7 @@ impl Counts {
             successes: self.successes.saturating_sub(before.successes),
             labelled: self.labelled.saturating_sub(before.labelled),
             right: self.right.saturating_sub(before.right),
+            deferred: self.deferred.saturating_sub(before.deferred),
             mirrored: self.mirrored.saturating_sub(before.mirrored),
             disagreeing: self.disagreeing.saturating_sub(before.disagreeing),
         }
@@ -254,6 +258,7 @@ pub(super) fn judge(gate: &Gate, memory: &Memory, evidence: &Evidence, at: At) -
         Gate::ErrorRate { .. }
         | Gate::SuccessRate { .. }
         | Gate::Accuracy { .. }
+        | Gate::Deferred { .. }
         | Gate::ShadowDisagreement { .. } => match rate_gate(gate) {
             Some(rate) => rate.judge(gate, memory, (has_control, enough), alpha),
             None => judged(gate, GateVerdict::NotAsked, Measured::default(), alpha, String::new()),
@@ -294,6 +299,16 @@ fn rate_gate(gate: &Gate) -> Option<RateGate> {
             vs_control: *vs_control,
             proof: *proof,
             trials: |counts| Trials { events: counts.right.min(counts.labelled), trials: counts.labelled },
+        },
+        Gate::Deferred { max, vs_control, proof } => RateGate {
+            worse: Worse::Higher,
+            bound: *max,
+            vs_control: *vs_control,
+            proof: *proof,
+            trials: |counts| Trials {
+                events: counts.deferred.min(counts.successes),
+                trials: counts.successes,
+            },
         },
         Gate::ShadowDisagreement { max, proof } => RateGate {
             worse: Worse::Higher,

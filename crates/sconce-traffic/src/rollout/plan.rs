@@ -179,6 +179,18 @@ pub enum Gate {
         #[serde(default)]
         proof: bool,
     },
+    /// The share of the candidate's answers that people decide in its place.
+    Deferred {
+        /// At most this, 0 to 1.
+        #[serde(default)]
+        max: Option<f64>,
+        /// At most this more than the control's, 0 to 1.
+        #[serde(default)]
+        vs_control: Option<f64>,
+        /// See [`Gate`].
+        #[serde(default)]
+        proof: bool,
+    },
     /// The state of a monitor, as it says it.
     Monitor {
         /// Which.
@@ -259,6 +271,7 @@ impl Gate {
             Self::Latency { quantile, .. } => format!("latency p{}", quantile * 100.0),
             Self::ShadowDisagreement { .. } => SHADOW_DISAGREEMENT.to_owned(),
             Self::Accuracy { .. } => ACCURACY.to_owned(),
+            Self::Deferred { .. } => "deferred".to_owned(),
             Self::Monitor { name, .. } => format!("monitor {name}"),
             Self::Prometheus { name, .. } => format!("query {name}"),
         }
@@ -268,7 +281,7 @@ impl Gate {
 /// The fact that labels come for the model.
 pub const ACCURACY: &str = "accuracy";
 /// Metrics that every rollout has.
-const ALWAYS_KNOWN: [&str; 3] = ["error_rate", "success_rate", "latency"];
+const ALWAYS_KNOWN: [&str; 4] = ["error_rate", "success_rate", "latency", "deferred"];
 /// The fact that a shadow is compared.
 pub const SHADOW_DISAGREEMENT: &str = "shadow_disagreement";
 
@@ -409,9 +422,11 @@ fn check_gate(place: &str, gate: &Gate, known: &BTreeSet<String>, problems: &mut
     };
     match gate {
         Gate::ErrorRate { max: bound, vs_control, proof }
+        | Gate::Deferred { max: bound, vs_control, proof }
         | Gate::SuccessRate { min: bound, vs_control, proof }
         | Gate::Accuracy { min: bound, vs_control, proof } => {
-            share(if matches!(gate, Gate::ErrorRate { .. }) { "max" } else { "min" }, *bound, true);
+            let is_most = matches!(gate, Gate::ErrorRate { .. } | Gate::Deferred { .. });
+            share(if is_most { "max" } else { "min" }, *bound, true);
             share("vs_control", *vs_control, false);
             if bound.is_none() && vs_control.is_none() {
                 problems.push(format!("{place}: expected a bound or vs_control, got neither"));

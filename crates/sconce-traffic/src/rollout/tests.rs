@@ -320,6 +320,11 @@ fn each_gate_passes_fails_and_waits() {
     let accuracy = r#"{ metric = "accuracy", vs_control = 0.05 }"#;
     assert_eq!(rate(accuracy, counts(1_000, 0, 900), counts(1_000, 0, 920)).verdict, Passed);
     assert_eq!(rate(accuracy, counts(1_000, 0, 600), counts(1_000, 0, 920)).verdict, Failed);
+    let leaving = |deferred: u64| Counts { deferred, ..counts(1_000, 0, 0) };
+    let deferred = r#"{ metric = "deferred", vs_control = 0.1, max = 0.5 }"#;
+    assert_eq!(rate(deferred, leaving(120), leaving(100)).verdict, Passed);
+    assert_eq!(rate(deferred, leaving(400), leaving(100)).verdict, Failed);
+    assert_eq!(rate(deferred, leaving(700), leaving(690)).verdict, Failed);
 
     let latency = |gate: &str, factor: f64| {
         judge_once(gate, &[], |evidence| {
@@ -397,7 +402,7 @@ fn every_problem_of_a_plan_is_reported_at_once_and_unknown_metrics_are_refused()
         "gates[2].vs_control: expected a ratio of at least 1, got 0.9",
         "gates[3]: no stage mirrors",
         "gates[4]: no labels come for this model",
-        "gates[5].name: there is no monitor `nobody`; there are error_rate, success_rate, latency, it",
+        "gates[5].name: there is no monitor `nobody`; there are error_rate, success_rate, latency, deferred, it",
         "gates[6].name: there is no query that gives a number `none`",
         "gates[6].query: expected 1 to 4096 bytes, got 0",
         "gates[6]: expected min or max, got neither",
