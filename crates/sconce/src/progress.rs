@@ -1,4 +1,4 @@
-//! How far something long is, on one line of a terminal.
+//! How far something long is, on one line of a terminal, and views of what changes, drawn in place.
 
 use crate::text;
 use sconce_client::Progress;
@@ -49,6 +49,22 @@ impl Bar {
     }
 }
 
+/// A view on a terminal, drawn over the one before.
+#[derive(Default)]
+pub(crate) struct Live {
+    drawn: usize,
+}
+
+impl Live {
+    /// What shows `view` in the place of the one before. Lines that are wider than the terminal are cut off at its edge: wrapped they
+    /// would be more than one.
+    pub(crate) fn frame(&mut self, view: &str) -> String {
+        let back = if self.drawn > 0 { format!("\x1b[{}A\x1b[J", self.drawn) } else { String::new() };
+        self.drawn = view.lines().count();
+        format!("{back}\x1b[?7l{view}\x1b[?7h")
+    }
+}
+
 /// Takes it away.
 pub(crate) fn clear_line() {
     if std::io::stderr().is_terminal() {
@@ -64,4 +80,15 @@ fn bar(done: usize) -> String {
 fn draw(line: &str) {
     // A terminal that went away is no reason to stop.
     let _ = write!(std::io::stderr(), "\r\x1b[K{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_view_takes_the_place_of_the_one_before() {
+        let mut live = super::Live::default();
+        assert_eq!(live.frame("a\nb"), "\x1b[?7la\nb\x1b[?7h");
+        assert_eq!(live.frame("c"), "\x1b[2A\x1b[J\x1b[?7lc\x1b[?7h");
+        assert!(live.frame("d").starts_with("\x1b[1A\x1b[J"));
+    }
 }

@@ -1,6 +1,7 @@
 //! `sconce rollout`: a candidate takes over a model's traffic, stage by stage, while the evidence holds.
 
 use crate::control::Control;
+use crate::progress::Live;
 use crate::table::{self, plain};
 use crate::traffic::read_text;
 use crate::{Failure, Outcome, block_on, text};
@@ -139,16 +140,13 @@ fn read(path: &Path) -> Result<Plan, Failure> {
 async fn watch(control: &Control, model: String) -> Outcome {
     let mut watched = control.traffic().await?.watch_rollout(pb::GetRolloutRequest { model }).await?;
     let is_terminal = std::io::stdout().is_terminal();
-    let (mut drawn, mut told, mut state) = (0, None, pb::RolloutState::Unspecified);
+    let (mut live, mut told, mut state) = (Live::default(), None, pb::RolloutState::Unspecified);
     while let Some(rollout) = watched.next().await? {
         state = rollout.state();
         if control.json {
             say!("{}", document(&rollout)?)?;
         } else if is_terminal {
-            let view = view(&rollout);
-            let back = if drawn > 0 { format!("\u{1b}[{drawn}A\u{1b}[J") } else { String::new() };
-            say!("{back}{view}")?;
-            drawn = view.lines().count();
+            say!("{}", live.frame(&view(&rollout)))?;
         } else {
             // Of a long one the oldest are forgotten.
             let lines: Vec<String> = rollout.events.iter().map(line).collect();

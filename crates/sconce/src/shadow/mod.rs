@@ -3,12 +3,14 @@
 mod page;
 
 use crate::control::Control;
+use crate::progress::Live;
 use crate::traffic::{find, spec};
 use crate::{Failure, Outcome, block_on, report};
 use sconce_client::control_proto as pb;
 use sconce_traffic::route::{RouteSpec, ShadowSpec};
 use serde_json::{Value, json};
 use std::fs;
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -185,13 +187,18 @@ async fn report(control: &Control, args: Report) -> Outcome {
         return tell(control, &answer, args.md, args.html.as_deref());
     }
     let mut reports = client.watch_shadow(pb::WatchShadowRequest { model, variant, interval_ms: 0 }).await?;
+    let (is_terminal, mut live) = (std::io::stdout().is_terminal(), Live::default());
     while let Some(answer) = reports.next().await? {
         if control.json {
             say!("{}", Value::from(answer.shadows.iter().map(document).collect::<Result<Vec<_>, _>>()?))?;
             continue;
         }
-        for shadow in &answer.shadows {
-            say!("{}", page::line(shadow, &page::comparison(shadow)?))?;
+        let lines = answer.shadows.iter().map(|shadow| Ok(page::line(shadow, &page::comparison(shadow)?)));
+        let view = lines.collect::<Result<Vec<_>, Failure>>()?.join("\n");
+        if is_terminal {
+            say!("{}", live.frame(&view))?;
+        } else {
+            say!("{view}")?;
         }
     }
     Ok(ExitCode::SUCCESS)
