@@ -88,6 +88,8 @@ pub(super) struct Output {
     pub(super) kind: Kind,
     rows: Share,
     mismatched: Share,
+    /// Of these, those that could not be compared.
+    unfit: u64,
     disagreeing: Share,
     /// Pairs by whether the row that was drawn of each disagrees.
     pub(super) pairs: BetaBinomial,
@@ -114,6 +116,7 @@ impl Output {
             kind,
             rows: Share::default(),
             mismatched: Share::default(),
+            unfit: 0,
             disagreeing: Share::default(),
             pairs: BetaBinomial::new(0.5, 0.5)?,
             absolute: sizes()?,
@@ -158,14 +161,15 @@ impl Output {
         }
     }
 
-    /// Rows that disagree, and answers that do not fit.
+    /// Rows that disagree, and answers that could not be compared.
     pub(super) fn differing(&self) -> u64 {
-        self.disagreeing.count + self.mismatched.count
+        self.disagreeing.count + self.unfit
     }
 
     /// An answer of either model was not there, or not comparable.
     pub(super) fn mismatch(&mut self) -> Shown {
         self.mismatched.add(true);
+        self.unfit += 1;
         self.pairs.update(1, 0);
         Shown::MISMATCH
     }
@@ -345,6 +349,7 @@ impl Output {
     pub(super) fn merge(&mut self, other: &Self) -> Result<()> {
         self.rows.merge(other.rows);
         self.mismatched.merge(other.mismatched);
+        self.unfit += other.unfit;
         self.disagreeing.merge(other.disagreeing);
         let (disagreeing, agreeing) = other.pairs.counts();
         self.pairs.update(disagreeing, agreeing);

@@ -67,6 +67,7 @@ fn message(message: ModelInferRequest) -> Value {
     let inputs = message.inputs.iter();
     let inputs =
         inputs.map(|input| json!({ "name": input.name, "datatype": input.datatype, "shape": input.shape }));
+    let outputs = message.outputs.iter().map(|output| json!({ "name": output.name }));
     let raw = message.raw_input_contents.iter().map(|data| STANDARD.encode(data));
     let mut parameters = Map::new();
     for (name, value) in &message.parameters {
@@ -83,6 +84,7 @@ fn message(message: ModelInferRequest) -> Value {
         "id": message.id,
         "parameters": parameters,
         "inputs": inputs.collect::<Vec<_>>(),
+        "outputs": outputs.collect::<Vec<_>>(),
         "raw_input_contents": raw.collect::<Vec<_>>(),
     })
 }

@@ -56,6 +56,9 @@ pub(crate) struct Args {
     /// Ask for this version, by its number or an alias, in place of the one that was asked for
     #[arg(long, value_name = "VERSION")]
     version: Option<String>,
+    /// Ask for this output, where it is called otherwise there as NAME=THERE, and compare no other
+    #[arg(long = "output", value_name = "NAME[=THERE]")]
+    outputs: Vec<String>,
     /// Only the first requests
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
@@ -216,6 +219,7 @@ fn replay(args: Args) -> Outcome {
         max_outstanding: args.max_outstanding.map(|most| most as usize),
         called: args.called,
         version: args.version,
+        outputs: args.outputs.iter().map(|it| it.split_once('=').unwrap_or((it, it))).map(owned).collect(),
         headers: args.header,
         deadline: Duration::from_millis(args.deadline_ms),
         tolerance: (args.absolute, args.relative),
@@ -245,6 +249,10 @@ fn replay(args: Args) -> Outcome {
         Verdict::Different => DIFFERENT,
         Verdict::Incomplete => INCOMPLETE,
     }))
+}
+
+fn owned((name, there): (&str, &str)) -> (String, String) {
+    (name.to_owned(), there.to_owned())
 }
 
 fn check(args: &Args) -> Result<(), Failure> {

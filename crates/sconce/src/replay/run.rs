@@ -50,6 +50,8 @@ pub(super) struct Plan {
     pub(super) called: Option<String>,
     /// The version to ask for in place of the one that was asked for.
     pub(super) version: Option<String>,
+    /// The outputs to ask for, by their names then and there; none: all that there are.
+    pub(super) outputs: Vec<(String, String)>,
     pub(super) headers: Vec<(String, String)>,
     /// How long requests may take that had no deadline of their own.
     pub(super) deadline: Duration,
@@ -147,7 +149,7 @@ impl Judged {
         Ok(Self { requests, compared, different, deferred, unanswered_then, without_outputs, comparison })
     }
 
-    fn take(&mut self, answered: &Answered) {
+    fn take(&mut self, outputs: &[(String, String)], answered: &Answered) {
         let Answered { recorded, answer, took } = answered;
         self.requests += 1;
         let is_deferred = |answer: &InferResponse| {
@@ -158,12 +160,15 @@ impl Judged {
             self.deferred += 1;
             return;
         }
-        let then = recorded.outputs();
+        let mut then = recorded.outputs();
+        if !outputs.is_empty() {
+            then.retain(|(name, _)| outputs.iter().any(|(wanted, _)| wanted == name));
+        }
         let is_kept = |name: &str| then.iter().any(|(kept, _)| *kept == name);
         let now: Result<Vec<(&str, &Tensor)>, ErrorCode> = match answer {
             Ok(answer) => {
-                let outputs = answer.outputs.iter().map(|(name, tensor)| (name.as_str(), tensor));
-                Ok(outputs.filter(|(name, _)| is_kept(name)).collect())
+                let given = answer.outputs.iter().map(|(name, tensor)| (called(outputs, name), tensor));
+                Ok(given.filter(|(name, _)| is_kept(name)).collect())
             }
             Err(code) => Err(*code),
         };
@@ -184,6 +189,11 @@ impl Judged {
         self.different += u64::from(differs);
         self.without_outputs += u64::from(recorded.ending.is_ok() && then.is_empty());
     }
+}
+
+/// What the output `there` is called in the recording.
+fn called<'a>(outputs: &'a [(String, String)], there: &'a str) -> &'a str {
+    outputs.iter().find(|(_, name)| name == there).map_or(there, |(name, _)| name)
 }
 
 /// Whether a failure is one of load or of its caller, and not of what was asked.
@@ -225,8 +235,10 @@ pub(super) async fn run(plan: &Plan, selection: Selection, survey: &Survey) -> R
     let (answers, answered) = mpsc::channel(UNCOMPARED);
     let judged = survey.models.iter().map(|(name, of)| Ok((name.clone(), Judged::new(plan, of)?)));
     let judged = judged.collect::<Result<BTreeMap<_, _>, Failure>>()?;
-    let judge =
-        thread::Builder::new().name("sconce-compare".to_owned()).spawn(move || judge(judged, answered))?;
+    let outputs = plan.outputs.clone();
+    let judge = thread::Builder::new()
+        .name("sconce-compare".to_owned())
+        .spawn(move || judge(judged, &outputs, answered))?;
 
     let usual = if plan.pace == Pace::Max { CONCURRENCY } else { MOST_OUTSTANDING };
     let most = plan.max_outstanding.unwrap_or(usual);
@@ -289,6 +301,7 @@ pub(super) fn request(plan: &Plan, recorded: &Recorded) -> InferRequest {
     for (name, tensor) in recorded.inputs().unwrap_or_default() {
         request = request.input(name, tensor.clone());
     }
+    request = plan.outputs.iter().fold(request, |request, (_, there)| request.output(there));
     if let Some(priority) = recorded.priority {
         request = request.priority(priority.into());
     }
@@ -318,11 +331,12 @@ async fn ask(
 
 fn judge(
     mut judged: BTreeMap<String, Judged>,
+    outputs: &[(String, String)],
     mut answers: mpsc::Receiver<Answered>,
 ) -> BTreeMap<String, Judged> {
     while let Some(answered) = answers.blocking_recv() {
         if let Some(judged) = judged.get_mut(&answered.recorded.model) {
-            judged.take(&answered);
+            judged.take(outputs, &answered);
         }
     }
     judged
