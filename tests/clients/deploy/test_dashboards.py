@@ -21,7 +21,7 @@ FILES = sorted((GRAFANA / "dashboards").glob("*.json"))
 PANELS = [(path.stem, panel) for path in FILES for panel in json.loads(path.read_text())["panels"]]
 VARIABLES = {"$job": "sconce", "$__rate_interval": "5s", "$__range": "1m"}
 # Of these one at least must have what a panel of a model shows.
-MODELS = ["queued", "short", "cached", "text", "cancer", "scale", "rolled"]
+MODELS = ["queued", "short", "cached", "text", "cancer", "scale", "rolled", "unsure"]
 # What has no series here, and why not. All else must have some.
 EMPTY = {
     "Requests, now and a day ago / a day ago": "a day ago it was not there",
@@ -30,9 +30,6 @@ EMPTY = {
     "Memory of GPUs": "there is no GPU",
     "Temperature of GPUs": "there is no GPU",
     "Power of GPUs": "there is no GPU",
-    "Share of answers that people decide": "nothing is left to people",
-    "What waits for people": "nothing is left to people",
-    "What became of reviews": "nothing is left to people",
 }
 
 
@@ -70,7 +67,7 @@ def ask_and_label(stack, model, inputs, label, folder, stop):
 @pytest.fixture(scope="module")
 def everything(stack, tmp_path_factory):
     """The stack while all that a dashboard shows happens: besides what happens there anyway, requests for a model with a route, two
-    variants, a shadow and a monitor; labels; a shadow that fails; a rollout; a queue that is full; answers from a cache."""
+    variants, a shadow and a monitor; labels; a shadow that fails; a rollout; a queue that is full; answers from a cache; what people decide."""
     folder = tmp_path_factory.mktemp("everything")
     run = lambda *words: sconce(*words, "--admin", stack.admin)
     demo = Path(setting("SCONCE_DEMO")) / "breast_cancer"
@@ -96,6 +93,13 @@ def everything(stack, tmp_path_factory):
         features.set_data_from_numpy(np.random.default_rng().normal(15.0, 5.0, (1, 30)).astype(np.float32))
         return [features]
 
+    run("model", "push", "unsure", write_version(folder / "unsure", 'review = { automation = "shadow" }\n', demo / "1"), "--promote", "champion")
+    client = triton.InferenceServerClient(stack.grpc)
+    deferred = client.infer("unsure", rows()).get_response().parameters["prediction_id"].string_param
+    client.close()
+    run("review", "claim", "unsure")
+    run("review", "answer", "unsure", deferred, "--label", "benign")
+
     text = triton.InferInput("text", [1], "BYTES")
     text.set_data_from_numpy(np.array([b"a good film"], dtype=object))
     stop = threading.Event()
@@ -110,6 +114,7 @@ def everything(stack, tmp_path_factory):
         load(stack.grpc, "cached", number("INPUT0", 1.0), pause=0.05),
         load(stack.grpc, "text", [text], pause=0.05),
         load(stack.grpc, "rolled", rows(), pause=0.05),
+        load(stack.grpc, "unsure", rows(), pause=0.05),
     ]
     with contextlib.ExitStack() as running:
         for one in loads:
