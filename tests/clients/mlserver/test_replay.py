@@ -32,8 +32,7 @@ def test_what_candle_answered_mlserver_answers(recorded, mlserver):
     told = json.loads(sconce(*replay))
     assert (told["verdict"], told["sent"], told["compared"], told["different"]) == ("equal", ASKED, ASKED, 0)
     (output,) = told["models"][0]["comparison"]["outputs"]
-    # There it is FP64: noted, and its numbers compared all the same.
-    assert (output["name"], output["mismatched"]["count"]) == ("probabilities", ASKED)
+    assert (output["name"], output["rows"]["count"]) == ("probabilities", ASKED)
     told = json.loads(sconce(*replay, "--absolute", "0", "--relative", "0", code=1))
     assert told["verdict"] == "different" and told["different"] > 0
     # What it does not have is an answer that differs.
