@@ -84,14 +84,16 @@ impl Run {
 
     /// Arrivals that are not as even.
     pub(crate) fn patterns(self) -> String {
-        let lengths = Lengths::Uniform;
-        let mut text = format!("\nOther arrivals, {} tokens, load on the mean.\n\n{HEAD}", lengths.name());
-        for pattern in Pattern::ALL.into_iter().filter(|pattern| *pattern != Pattern::Poisson) {
-            for load in [0.8, 2.0] {
-                let arrivals = self.one_stream(load, pattern, lengths);
-                for policy in [Policy::Sconce, Policy::Fifo, Policy::FifoWithExpiry] {
-                    let measures = self.measure(&arrivals, 1, policy, |_| true);
-                    text += &row(&format!("{load}, {}", pattern.name()), policy, &measures, lengths);
+        let mut text = String::new();
+        for lengths in Lengths::ALL {
+            let _ = write!(text, "\nOther arrivals, {} tokens, load on the mean.\n\n{HEAD}", lengths.name());
+            for pattern in Pattern::ALL.into_iter().filter(|pattern| *pattern != Pattern::Poisson) {
+                for load in [0.8, 2.0] {
+                    let arrivals = self.one_stream(load, pattern, lengths);
+                    for policy in [Policy::Sconce, Policy::Fifo, Policy::FifoWithExpiry] {
+                        let measures = self.measure(&arrivals, 1, policy, |_| true);
+                        text += &row(&format!("{load}, {}", pattern.name()), policy, &measures, lengths);
+                    }
                 }
             }
         }

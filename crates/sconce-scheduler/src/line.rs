@@ -23,8 +23,22 @@ pub(crate) struct Line {
     pieces: VecDeque<Piece>,
     len: usize,
     work: Work,
-    /// An emptied piece, kept for the next one that is needed.
-    spare: Option<VecDeque<Place>>,
+}
+
+/// Emptied pieces, kept for the next ones that are needed: of all lines that share it.
+#[derive(Debug, Default)]
+pub(crate) struct Spare(Vec<VecDeque<Place>>);
+
+impl Spare {
+    fn take(&mut self) -> VecDeque<Place> {
+        self.0.pop().unwrap_or_else(|| VecDeque::with_capacity(PIECE))
+    }
+
+    fn keep(&mut self, places: VecDeque<Place>) {
+        if self.0.len() < MAX_SPARE {
+            self.0.push(places);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -34,6 +48,7 @@ struct Piece {
 }
 
 const PIECE: usize = 128;
+const MAX_SPARE: usize = 16;
 
 impl Line {
     pub(crate) fn len(&self) -> usize {
@@ -57,13 +72,13 @@ impl Line {
         self.pieces.back()?.places.back()
     }
 
-    pub(crate) fn insert(&mut self, place: Place) {
+    pub(crate) fn insert(&mut self, place: Place, spare: &mut Spare) {
         self.len += 1;
         self.work.add(place.work);
         // Most come with the latest key so far.
         let at = self.piece_of(place.key).min(self.pieces.len().saturating_sub(1));
         let Some(piece) = self.pieces.get_mut(at) else {
-            let mut places = self.spare.take().unwrap_or_else(|| VecDeque::with_capacity(PIECE));
+            let mut places = spare.take();
             places.push_back(place);
             self.pieces.push_back(Piece { places, work: place.work });
             return;
@@ -74,7 +89,7 @@ impl Line {
             piece.places.insert(within, place);
             return;
         }
-        let mut after = self.spare.take().unwrap_or_else(|| VecDeque::with_capacity(PIECE));
+        let mut after = spare.take();
         if at + 1 == self.pieces.len() && within == PIECE {
             // At the end of the line pieces stay full.
             after.push_back(place);
@@ -95,7 +110,7 @@ impl Line {
     }
 
     /// Takes out the place with `key`.
-    pub(crate) fn remove(&mut self, key: Key) -> Option<Place> {
+    pub(crate) fn remove(&mut self, key: Key, spare: &mut Spare) -> Option<Place> {
         let at = self.piece_of(key);
         let piece = self.pieces.get_mut(at)?;
         let within = piece.places.partition_point(|other| other.key < key);
@@ -104,23 +119,23 @@ impl Line {
         piece.work.take(place.work);
         self.len -= 1;
         self.work.take(place.work);
-        self.tidy(at);
+        self.tidy(at, spare);
         Some(place)
     }
 
     /// Lets go of the piece at `at` when it is empty, and of its successor where one of both is enough: there are never many small
     /// ones.
-    fn tidy(&mut self, at: usize) {
+    fn tidy(&mut self, at: usize, spare: &mut Spare) {
         let len = |at: usize| self.pieces.get(at).map(|piece| piece.places.len());
         match (len(at), len(at + 1)) {
-            (Some(0), _) => self.spare = self.pieces.remove(at).map(|piece| piece.places),
+            (Some(0), _) => self.pieces.remove(at).into_iter().for_each(|piece| spare.keep(piece.places)),
             (Some(this), Some(next)) if this + next <= PIECE / 2 => {
                 let Some(mut next) = self.pieces.remove(at + 1) else { return };
                 if let Some(piece) = self.pieces.get_mut(at) {
                     piece.places.append(&mut next.places);
                     piece.work.add(next.work);
                 }
-                self.spare = Some(next.places);
+                spare.keep(next.places);
             }
             _ => {}
         }
@@ -189,13 +204,13 @@ mod tests {
         /// A line is a sorted map that knows the work before each key.
         #[test]
         fn it_is_a_sorted_map(steps in prop::collection::vec((0u64..500, 0usize..5, 0u8..10), 1..1500)) {
-            let mut line = Line::default();
+            let (mut line, mut spare) = (Line::default(), Spare::default());
             let mut expected = BTreeMap::new();
             for (seq, (at, tokens, what)) in steps.into_iter().enumerate() {
                 let key = (at, seq as u64);
                 if what < 7 {
                     let work = Work { rows: 1, tokens };
-                    line.insert(Place { key, slot: seq, work });
+                    line.insert(Place { key, slot: seq, work }, &mut spare);
                     expected.insert(key, work);
                 } else {
                     let victim = match what {
@@ -204,7 +219,7 @@ mod tests {
                         _ => expected.range(key..).next().map(|(key, _)| key),
                     };
                     if let Some(&victim) = victim {
-                        let removed = line.remove(victim).map(|place| place.work);
+                        let removed = line.remove(victim, &mut spare).map(|place| place.work);
                         prop_assert_eq!(removed, expected.remove(&victim));
                     }
                 }
@@ -212,7 +227,7 @@ mod tests {
                 expected.range(..key).for_each(|(_, work)| before.add(*work));
                 prop_assert_eq!(line.before(key), before);
                 prop_assert!(line.from(Some(key)).map(|place| place.key).eq(expected.range(key..).map(|(k, _)| *k).filter(|k| *k > key)));
-                prop_assert!(line.remove((9_000, 0)).is_none());
+                prop_assert!(line.remove((9_000, 0), &mut spare).is_none());
             }
             let keys: Vec<Key> = line.iter().map(|place| place.key).collect();
             prop_assert_eq!(&keys, &expected.keys().copied().collect::<Vec<_>>());

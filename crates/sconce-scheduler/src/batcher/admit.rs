@@ -1,5 +1,6 @@
 //! What may wait, and for how long it would.
 
+use super::level::weight;
 use super::{Batcher, due};
 use crate::cost::{Work, duration};
 use crate::entry::{Entry, Priority, Refusal, Tenant};
@@ -42,20 +43,17 @@ impl<T> Batcher<T> {
             _ => return 0.0,
         };
         let mut ahead = Work::default();
-        better.iter().for_each(|level| ahead.add(level.work));
+        better.iter().for_each(|level| ahead.add(level.work()));
         let mut seconds = if ahead == Work::default() { 0.0 } else { self.seconds(ahead) };
         // At worst all that is there goes before it; at worst as well its tenant gets no more than its share.
-        let (mut own, mut others, mut weights) =
-            (Work::default(), level.work, f64::from(entry.tenant.weight));
-        for line in level.lines.iter().filter(|line| !line.line.is_empty()) {
-            if line.id == entry.tenant.id {
-                own = line.line.before(key);
-                others.take(line.line.work());
-            } else {
-                weights += line.weight;
-            }
+        let (mut own, mut others) = (Work::default(), level.work());
+        let mut weights = level.weights();
+        if let Some(line) = level.of_tenant(entry.tenant.id) {
+            own = line.places().before(key);
+            others.take(line.places().work());
+            weights = (weights - line.weight()).max(0.0);
         }
-        let share = weights / f64::from(entry.tenant.weight).max(f64::MIN_POSITIVE);
+        let share = 1.0 + weights / weight(entry.tenant);
         let shared = self.seconds(own) * share;
         own.add(others);
         seconds += self.seconds(own).min(shared);
@@ -147,7 +145,7 @@ impl<T> Batcher<T> {
     fn wait_of_all(&self, now: Instant) -> f64 {
         let wait = (self.seconds(self.work) + self.remaining(now)) / self.instances as f64;
         // Of those who wait, the best know best how slow the device is: nobody overtakes them.
-        let best = self.levels.iter().position(|level| level.work.rows > 0);
+        let best = self.levels.iter().position(|level| !level.is_empty());
         wait * best.and_then(|level| self.paces.get(level)).map_or(1.0, Pace::factor)
     }
 
@@ -171,10 +169,10 @@ impl<T> Batcher<T> {
         }
         let level = self.levels.get(priority.level() - 1)?;
         let greediest = level.greediest()?;
-        let own = level.lines.iter().find(|line| line.id == tenant.id).map_or(0, |line| line.line.len());
-        let own = (own + 1) as f64 / f64::from(tenant.weight).max(f64::MIN_POSITIVE);
-        let is_greedier = greediest.id != tenant.id && greediest.places() > own;
-        let slot = greediest.line.last().filter(|_| is_greedier)?.slot;
+        let own = level.of_tenant(tenant.id).map_or(0, |line| line.places().len());
+        let own = (own + 1) as f64 / weight(tenant);
+        let is_greedier = greediest.tenant != tenant.id && greediest.share() > own;
+        let slot = greediest.places().last().filter(|_| is_greedier)?.slot;
         self.leave(slot)
     }
 
@@ -196,8 +194,8 @@ impl<T> Batcher<T> {
     /// latest deadline.
     fn shed_below(&mut self, level: usize) -> Option<Entry<T>> {
         let lower = self.levels.get(level..)?;
-        let level = lower.iter().rev().find(|level| level.work.rows > 0)?;
-        let slot = level.greediest()?.line.last()?.slot;
+        let level = lower.iter().rev().find(|level| !level.is_empty())?;
+        let slot = level.greediest()?.places().last()?.slot;
         self.leave(slot)
     }
 }

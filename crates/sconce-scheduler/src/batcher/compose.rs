@@ -1,6 +1,6 @@
 //! What runs together.
 
-use super::level::TenantLine;
+use super::level::{Level, TenantLine};
 use super::{Batcher, Dispatch, PATIENCE, RIVALRY, WINDOW, Waiting, due, forget_gone};
 use crate::cost::{Work, duration};
 use crate::entry::{Entry, Priority};
@@ -26,8 +26,8 @@ struct Draft<T> {
     /// The earliest deadline of those that can meet theirs.
     deadline: Option<Instant>,
     quantum: Option<Quantum>,
-    /// By level and tenant, the last of the line's requests that did not fit, all of those before it included.
-    passed: Option<(usize, u32, Key)>,
+    /// By level and line, the last of the line's requests that did not fit, all of those before it included.
+    passed: Option<(usize, usize, Key)>,
     /// Why the first request that did not fit did not.
     reason: Option<CloseReason>,
     /// By priority, the waits of its requests, and what was expected of them.
@@ -89,17 +89,18 @@ impl<T> Batcher<T> {
         self.take_patient(now, &mut draft, &mut dropped, &abandoned);
         let mut window = WINDOW;
         while draft.work.rows < self.policy.max_rows {
-            let Some((level, line)) = self.next_line(id) else { break };
+            let Some((level, line)) = self.next_line() else { break };
             match self.next_fit(now, &mut draft, level, line, &mut window, &abandoned) {
                 Next::Fits(slot) => {
-                    let level = &mut self.levels[level];
-                    level.virtual_time = level.virtual_time.max(level.lines[line].virtual_time);
+                    self.levels[level].serve(line);
                     self.move_into(&mut draft, now, slot);
                 }
                 Next::Drop(slot) => dropped.extend(self.give_up(&mut draft, now, slot)),
-                Next::None => self.levels[level].lines[line].passed = id,
+                Next::None if window == 0 => break,
+                Next::None => self.levels[level].pass(line),
             }
         }
+        self.levels.iter_mut().for_each(Level::pass_none);
         let is_full = draft.work.rows >= self.policy.max_rows
             || self
                 .policy
@@ -161,7 +162,7 @@ impl<T> Batcher<T> {
     /// Of those who wait behind better priorities the one that has waited longest, if that is long: its level and slot. Whoever waits
     /// behind its like has its share: only better priorities can starve it.
     fn most_patient(&mut self, now: Instant, passed: &[bool; Priority::LEVELS]) -> Option<(usize, usize)> {
-        let best = self.levels.iter().position(|level| level.work.rows > 0)?;
+        let best = self.levels.iter().position(|level| !level.is_empty())?;
         let waiting = &self.waiting;
         let levels = self.arrivals.iter_mut().zip(passed).enumerate().skip(best + 1);
         let first = levels.filter(|(_, (_, passed))| !**passed).filter_map(|(level, (arrivals, _))| {
@@ -175,13 +176,8 @@ impl<T> Batcher<T> {
     }
 
     /// The line that is next: of the best priority, the tenant that had the least of its share.
-    fn next_line(&self, batch: u64) -> Option<(usize, usize)> {
-        self.levels.iter().enumerate().find_map(|(at, level)| {
-            let lines = level.lines.iter().enumerate();
-            let open = lines.filter(|(_, line)| line.passed != batch && !line.line.is_empty());
-            let (line, _) = open.min_by(|(_, a), (_, b)| a.virtual_time.total_cmp(&b.virtual_time))?;
-            Some((at, line))
-        })
+    fn next_line(&self) -> Option<(usize, usize)> {
+        self.levels.iter().enumerate().find_map(|(at, level)| Some((at, level.next()?)))
     }
 
     /// The first request of a line, if it fits, or else the largest of those behind it that does.
@@ -194,12 +190,15 @@ impl<T> Batcher<T> {
         window: &mut usize,
         abandoned: &impl Fn(&T) -> bool,
     ) -> Next {
-        let TenantLine { id, line, .. } = &self.levels[level].lines[line];
         let passed =
-            draft.passed.filter(|(of, tenant, _)| (*of, tenant) == (level, id)).map(|(_, _, key)| key);
+            draft.passed.filter(|passed| (passed.0, passed.1) == (level, line)).map(|passed| passed.2);
         let mut best: Option<(Work, usize)> = None;
+        let Some(places) = self.levels.get(level).and_then(|level| level.line(line)).map(TenantLine::places)
+        else {
+            return Next::None;
+        };
         // What did not fit will not fit into a larger batch.
-        for place in line.from(passed) {
+        for place in places.from(passed) {
             let Some(waiting) = self.waiting.get(place.slot) else { continue };
             if self.is_gone(now, waiting, abandoned) {
                 return Next::Drop(place.slot);
@@ -215,7 +214,7 @@ impl<T> Batcher<T> {
                 Some(reason) => {
                     draft.reason.get_or_insert(reason);
                     if best.is_none() {
-                        draft.passed = Some((level, *id, place.key));
+                        draft.passed = Some((level, line, place.key));
                     }
                 }
             }
@@ -292,10 +291,9 @@ impl<T> Batcher<T> {
 
     /// What waits for longer than it should already says so, not only once it runs; unless others of its line overtook it.
     fn learn_from_oldest(&self, now: Instant, draft: &mut Draft<T>) {
-        let Some(Waiting { entry, expected, seq, .. }) = self.oldest() else { return };
-        let lines = self.levels.get(entry.priority.level() - 1).map(|level| &level.lines);
-        let line = lines.into_iter().flatten().find(|line| line.id == entry.tenant.id);
-        let is_first = line.and_then(|line| line.line.first()).is_some_and(|first| first.key.1 == *seq);
+        let Some(Waiting { entry, expected, key, line, .. }) = self.oldest() else { return };
+        let line = self.levels.get(entry.priority.level() - 1).and_then(|level| level.line(*line));
+        let is_first = line.and_then(|line| line.places().first()).is_some_and(|first| first.key == *key);
         let waited = now.saturating_duration_since(entry.queued_at).as_secs_f64();
         if is_first && waited > self.paced(*expected, entry.priority) {
             draft.waited(now, entry, *expected);
@@ -317,11 +315,10 @@ impl<T> Batcher<T> {
         let (expected, deadline) = (waiting.expected, due(&waiting.entry));
         let takes = || self.cost.upper(waiting.work).unwrap_or_default();
         let met = deadline.filter(|at| now + takes() <= *at);
-        let (priority, tenant) = (waiting.entry.priority, waiting.entry.tenant.id);
+        let (priority, line) = (waiting.entry.priority, waiting.line);
         let seconds = self.cost.marginal(waiting.work);
-        let lines = self.levels.get_mut(priority.level() - 1).map(|level| &mut level.lines);
-        if let Some(line) = lines.into_iter().flatten().find(|line| line.id == tenant) {
-            line.virtual_time += seconds / line.weight;
+        if let Some(level) = self.levels.get_mut(priority.level() - 1) {
+            level.charge(line, seconds);
         }
         let Some(entry) = self.leave(slot) else { return };
         draft.waited(now, &entry, expected);

@@ -3,12 +3,13 @@ mod compose;
 mod level;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use crate::cost::{CostModel, CostReport, Work, duration};
 use crate::entry::{Entry, Priority, Refusal};
 use crate::line::{Key, Place};
 use admit::Pace;
-use level::{Level, TenantLine};
+use level::Level;
 use sconce_core::CloseReason;
 use slab::Slab;
 use std::collections::VecDeque;
@@ -118,8 +119,6 @@ pub struct Batcher<T> {
     rivals_at: Option<Instant>,
     /// Rows that what has waited for long may still have.
     patient_rows: f64,
-    /// Lines without requests, kept for the next tenant.
-    spare: Vec<TenantLine>,
 }
 
 /// From this wait on a request is served whatever its priority.
@@ -133,7 +132,6 @@ pub(crate) const RIVALRY: Duration = Duration::from_secs(1);
 /// Of the time that a tenant, or a model, could have had and did not ask for, it may ask for this much later, over its weight: what comes
 /// now and then need not take turns with what always comes ("Borrowed-virtual-time scheduling", Duda, Cheriton 1999).
 pub(crate) const CREDIT: Duration = Duration::from_millis(100);
-const MAX_SPARE: usize = 64;
 
 #[derive(Debug)]
 struct Waiting<T> {
@@ -141,6 +139,8 @@ struct Waiting<T> {
     seq: u64,
     work: Work,
     key: Key,
+    /// Its line among its level's.
+    line: usize,
     /// How many seconds it should wait if all goes as the cost model says.
     expected: f64,
 }
@@ -175,7 +175,6 @@ impl<T> Batcher<T> {
             tenant: 0,
             rivals_at: None,
             patient_rows: 0.0,
-            spare: Vec::new(),
         }
     }
 
@@ -247,15 +246,12 @@ impl<T> Batcher<T> {
             self.tenant = entry.tenant.id;
         }
         let (tenant, priority) = (entry.tenant, entry.priority);
-        let slot = self.waiting.insert(Waiting { entry, seq, work, key, expected });
+        let Some(level) = self.levels.get_mut(priority.level() - 1) else { return Ok(shed) };
+        let slot = self.waiting.vacant_key();
+        let line = level.insert(tenant, Place { key, slot, work });
+        self.waiting.insert(Waiting { entry, seq, work, key, line, expected });
         self.remember_arrival(seq, slot, priority);
         self.work.add(work);
-        let spare = &mut self.spare;
-        let Some(level) = self.levels.get_mut(priority.level() - 1) else { return Ok(shed) };
-        level.work.add(work);
-        let line = level.line(tenant.id, || spare.pop().unwrap_or_default());
-        line.weight = f64::from(tenant.weight).max(f64::MIN_POSITIVE);
-        line.line.insert(Place { key, slot, work });
         Ok(shed)
     }
 
@@ -269,8 +265,8 @@ impl<T> Batcher<T> {
         }
         let mut at = self.oldest().map_or(now, |waiting| waiting.entry.queued_at + self.policy.max_delay);
         // Company is not worth a deadline.
-        let lines = self.levels.iter().flat_map(|level| &level.lines);
-        for waiting in lines.filter_map(|line| self.waiting.get(line.line.first()?.slot)) {
+        let lines = self.levels.iter().filter(|level| !level.is_empty()).flat_map(Level::waiting);
+        for waiting in lines.filter_map(|line| self.waiting.get(line.places().first()?.slot)) {
             // One that has expired is in no hurry.
             let due = due(&waiting.entry).filter(|_| !waiting.entry.expired(now));
             let takes = self.cost.upper(waiting.work);
@@ -322,20 +318,10 @@ impl<T> Batcher<T> {
     /// Takes a request out of the queue.
     fn leave(&mut self, slot: usize) -> Option<Entry<T>> {
         let waiting = self.waiting.try_remove(slot)?;
-        let Waiting { entry, work, key, .. } = waiting;
+        let Waiting { entry, work, key, line, .. } = waiting;
         self.work.take(work);
-        let level = self.levels.get_mut(entry.priority.level() - 1)?;
-        level.work.take(work);
-        let at = level.lines.iter().position(|line| line.id == entry.tenant.id)?;
-        let (earliest, lines) = (level.earliest(), level.lines.len());
-        let line = level.lines.get_mut(at)?;
-        line.line.remove(key);
-        // The last tenant's line stays: mostly there is only one. So does one that had more than its share, until the others had.
-        if line.line.is_empty() && lines > 1 && line.virtual_time <= earliest {
-            let line = level.lines.swap_remove(at);
-            if self.spare.len() < MAX_SPARE {
-                self.spare.push(line);
-            }
+        if let Some(level) = self.levels.get_mut(entry.priority.level() - 1) {
+            level.remove(line, &Place { key, slot, work });
         }
         Some(entry)
     }

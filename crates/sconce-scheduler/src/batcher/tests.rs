@@ -412,6 +412,31 @@ fn tenants_share_by_weight_whatever_they_ask_for() {
     assert!((90..=106).contains(&rows[1]), "{rows:?}");
 }
 
+#[test]
+fn a_batch_looks_at_few_that_do_not_fit_however_many_tenants_there_are() {
+    let now = Instant::now();
+    let policy =
+        BatchPolicy { max_tokens: Some(100), queue_depth: 4000, queue_target: Duration::ZERO, ..POLICY };
+    let mut batcher = Batcher::new(policy, 1);
+    for ticket in 0..3000 {
+        let tenant = Tenant { id: ticket, weight: 1.0 };
+        batcher.push(now, Entry { tenant, tokens: 60, longest: 60, ..entry(ticket, 1, now) }).unwrap();
+    }
+    let mut left = Vec::new();
+    while !batcher.is_empty() {
+        let looked = std::cell::Cell::new(0);
+        let batch = batcher.take(now, false, |_| {
+            looked.set(looked.get() + 1);
+            false
+        });
+        assert!(batch.entries.len() == 1 && looked.get() <= WINDOW + 3, "{} looked at", looked.get());
+        left.extend(tickets(&batch.entries));
+        batcher.finished(batch.id, Work::default(), None);
+    }
+    left.sort_unstable();
+    assert!(left.into_iter().eq(0..3000));
+}
+
 fn fill(batcher: &mut Batcher<u32>, now: Instant, requests: u32, tenant: Tenant) {
     for ticket in 0..requests {
         batcher.push(now, Entry { tenant, ..entry(ticket, 1, now) }).unwrap();
@@ -603,6 +628,6 @@ proptest! {
         prop_assert!(left.iter().all(|&count| count == 1), "{left:?}");
         prop_assert_eq!(batcher.work, Work::default());
         prop_assert!(batcher.is_empty() && batcher.running.is_empty());
-        prop_assert!(batcher.levels.iter().all(|level| level.work == Work::default()));
+        prop_assert!(batcher.levels.iter().all(|level| level.work() == Work::default()));
     }
 }
