@@ -501,3 +501,30 @@ async fn what_models_allow_themselves_holds_in_an_ensemble_and_for_it_where_a_re
     }
     server.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_whose_successor_would_be_late_is_not_begun() {
+    let folder = Folder::new();
+    folder.identity("slow/1", "delay_ms = 300");
+    chain(&folder, "both/1", &["identity", "slow"]);
+    let server = Running::start(&folder).await;
+    let client = server.client().await;
+    client.infer(chain_request("both")).await.unwrap();
+    assert_eq!(counts(&client, "identity").await, (1, 0));
+    // Not what a loaded machine takes to come here: what is known lasts for a second from the answer, which is asked for again.
+    let mut refused = None;
+    for _ in 0..20 {
+        client.infer(chain_request("both")).await.unwrap();
+        let before = counts(&client, "identity").await.0;
+        let error =
+            client.infer(chain_request("both").timeout(Duration::from_millis(150))).await.unwrap_err();
+        assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+        if counts(&client, "identity").await.0 == before {
+            refused = Some(error.message().to_owned());
+            break;
+        }
+    }
+    let refused = refused.unwrap();
+    assert!(refused.contains("step `identity`") && refused.contains("cannot be met"), "{refused}");
+    server.shutdown().await;
+}

@@ -14,8 +14,8 @@ use sconce_core::{
 };
 use sconce_telemetry::traces::{Method, Observed};
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tokio_util::sync::DropGuard;
 
 /// An ensemble whose steps' models were there, and fitted, when it was loaded.
@@ -26,6 +26,7 @@ pub(crate) struct Assembly {
     reaches: BTreeSet<ModelName>,
     /// How many ensembles are inside one another, this one included.
     depth: usize,
+    rest: Rest,
     /// Tells who waits for it when the last request has let go of it.
     _gone: DropGuard,
 }
@@ -38,6 +39,12 @@ struct Slot {
     held: Option<Arc<Reservation>>,
 }
 
+/// By step, the time that answers took at least, lately, once it had ended. A step that leaves less is not begun: the work would be in vain.
+struct Rest(Mutex<Vec<Option<(Duration, Instant)>>>);
+
+/// For how long an answer says how long others will take: when all are refused, one is tried again after this.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// What a step made: tensors by their places in the pool, and its share of the bytes in flight.
 type Made = (Vec<(usize, Tensor)>, Reservation);
 
@@ -49,7 +56,8 @@ impl Assembly {
         depth: usize,
         gone: DropGuard,
     ) -> Self {
-        Self { ensemble, signature, reaches, depth, _gone: gone }
+        let rest = Rest(Mutex::new(vec![None; ensemble.steps().len()]));
+        Self { ensemble, signature, reaches, depth, rest, _gone: gone }
     }
 
     pub(crate) fn signature(&self) -> &Signature {
@@ -100,6 +108,7 @@ impl Assembly {
             slot.tensor = request.inputs.take(at);
         }
         let mut waiting: Vec<usize> = (0..self.steps().len()).collect();
+        let mut ended = vec![None; self.steps().len()];
         let mut running = FuturesUnordered::new();
         loop {
             let is_ready = |index: &mut usize| {
@@ -109,7 +118,8 @@ impl Assembly {
             for index in ready {
                 running.push(self.start(models, &request, observed, &mut pool, index)?);
             }
-            let Some((made, step)) = running.next().await else { break };
+            let Some((index, made, step)) = running.next().await else { break };
+            ended[index] = Some(step.ended_at);
             observed.steps.push(step);
             let (tensors, share) = made?;
             let share = Arc::new(share);
@@ -120,6 +130,7 @@ impl Assembly {
                 }
             }
         }
+        self.rest.learn(&ended, Instant::now());
         self.finish(&mut pool, request.reservation)
     }
 
@@ -131,9 +142,12 @@ impl Assembly {
         parent: &Observed,
         pool: &mut [Slot],
         index: usize,
-    ) -> Result<BoxFuture<'a, (Result<Made>, Observed)>> {
+    ) -> Result<BoxFuture<'a, (usize, Result<Made>, Observed)>> {
         let step = &self.steps()[index];
         let model = &step.spec.model;
+        let now = Instant::now();
+        let deadline =
+            self.rest.bring_forward(index, request.deadline, now).map_err(|error| failed(model, error))?;
         let mut tensors = Vec::with_capacity(step.inputs.len());
         for (input, at) in &step.inputs {
             let tensor = pool[*at].tensor.clone().ok_or_else(|| Error::internal("a tensor was let go of"))?;
@@ -145,8 +159,8 @@ impl Assembly {
         let job = Job {
             tensors,
             priority: request.priority,
-            arrived_at: Instant::now(),
-            deadline: request.deadline,
+            arrived_at: now,
+            deadline,
             reservation: request.reservation.part(bytes).map_err(|error| failed(model, error))?,
             tenant: request.tenant,
             depth: request.depth + 1,
@@ -156,7 +170,7 @@ impl Assembly {
             let made = run_step(models, step, job, &mut observed).await;
             observed.ended_at = Instant::now();
             observed.code = made.as_ref().err().map(Error::code);
-            (made.map_err(|error| failed(model, error)), observed)
+            (index, made.map_err(|error| failed(model, error)), observed)
         };
         // Ensembles may be steps of ensembles: the type must end here.
         Ok(Box::pin(run))
@@ -183,6 +197,45 @@ impl Assembly {
         let bytes = tensors.iter().map(|tensor| tensor.data().len()).sum();
         share.settle(share.bytes().max(bytes));
         Ok((InferOutput { tensors }, share))
+    }
+}
+
+impl Rest {
+    /// When a step must have ended for the answer to be there at `deadline`.
+    ///
+    /// # Errors
+    /// `DeadlineExceeded` where that is over.
+    fn bring_forward(&self, step: usize, deadline: Option<Instant>, now: Instant) -> Result<Option<Instant>> {
+        let Some(deadline) = deadline else { return Ok(None) };
+        let known = self.known().get(step).copied().flatten();
+        let Some((rest, _)) = known.filter(|(_, at)| now.saturating_duration_since(*at) < FRESH) else {
+            return Ok(Some(deadline));
+        };
+        let earlier = deadline.checked_sub(rest).filter(|at| *at > now);
+        earlier.map(Some).ok_or_else(|| {
+            let millis = |time: Duration| time.as_secs_f64() * 1e3;
+            let (rest, left) = (millis(rest), millis(deadline.saturating_duration_since(now)));
+            let message =
+                format!("the deadline cannot be met: what follows this step takes {rest:.1} ms, and {left:.1} ms are left");
+            Error::new(ErrorCode::DeadlineExceeded, message)
+        })
+    }
+
+    /// Learns from an answer that is there, `now`, when each step ended. The least of late: what takes longer now and then, for others
+    /// that wait, is no reason to refuse.
+    fn learn(&self, ended: &[Option<Instant>], now: Instant) {
+        for (known, ended) in self.known().iter_mut().zip(ended) {
+            let Some(took) = ended.map(|at| now.saturating_duration_since(at)) else { continue };
+            let fresh = known.filter(|(_, at)| now.saturating_duration_since(*at) < FRESH);
+            let least =
+                fresh.map_or(took, |(least, _)| took.min(least + least / 16 + Duration::from_micros(1)));
+            *known = Some((least, now));
+        }
+    }
+
+    // Nothing that panics runs under this lock.
+    fn known(&self) -> MutexGuard<'_, Vec<Option<(Duration, Instant)>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -235,4 +288,40 @@ async fn run_step(models: &Arc<Models>, step: &Step, mut job: Job, observed: &mu
 
 fn failed(model: &ModelName, error: Error) -> Error {
     error.at(format_args!("step `{model}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_step_is_not_begun_when_what_follows_it_would_be_late() {
+        let start = Instant::now();
+        let rest = Rest(Mutex::new(vec![None; 2]));
+        let until =
+            |now: Instant, left: u32| rest.bring_forward(0, Some(now + left * MS), now).map(Option::unwrap);
+        assert_eq!(until(start, 1).unwrap(), start + MS, "nothing is known");
+        // The first step ended 50 ms before the answer, the second with it.
+        rest.learn(&[Some(start), Some(start + 50 * MS)], start + 50 * MS);
+        let now = start + 60 * MS;
+        assert_eq!(until(now, 80).unwrap(), now + 30 * MS);
+        let error = until(now, 40).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::DeadlineExceeded);
+        assert!(error.to_string().contains("takes 50.0 ms, and 40.0 ms are left"), "{error}");
+        assert_eq!(
+            rest.bring_forward(1, Some(now + MS), now).unwrap(),
+            Some(now + MS),
+            "nothing follows the second"
+        );
+        assert_eq!(rest.bring_forward(0, None, now).unwrap(), None);
+        // One slow answer says little, many say more; and what is old says nothing.
+        rest.learn(&[Some(now), None], now + 400 * MS);
+        let now = now + 400 * MS;
+        assert!(until(now, 60).is_ok());
+        (0..40).for_each(|_| rest.learn(&[Some(now - 400 * MS), None], now));
+        assert!(until(now, 300).is_err() && until(now, 401).is_ok());
+        assert!(until(now + FRESH, 1).is_ok());
+    }
 }

@@ -332,7 +332,9 @@ fn instances(settings: &ModelSettings) -> (usize, String) {
         (None, DeviceId::Cuda(_)) => (1, "one a GPU: it runs one batch at a time".to_owned()),
         (None, DeviceId::Cpu) if threads == 1 => (
             cores,
-            format!("one a core of {cores}: one-thread instances answer more than threads of one instance"),
+            format!(
+                "one a core of {cores}: instances of one thread answered more than threads of one instance when measured"
+            ),
         ),
         (None, DeviceId::Cpu) => {
             ((cores / threads).max(1), format!("{cores} cores, {threads} threads for each instance"))
