@@ -5,8 +5,8 @@ use crate::lengths::normal;
 use crate::policy::Policy;
 use crate::trace::Arrival;
 use sconce_scheduler::{
-    Arbiter, BatchPolicy, Batcher, Claim, ClientId, Device, Dispatch, Due, Entry, Priority, Tenant, Ticket,
-    Work,
+    Arbiter, BatchPolicy, Batcher, Claim, ClientId, Device, Dispatch, Due, Entry, Priority, Rivals, Tenant,
+    Ticket, Work,
 };
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -92,11 +92,8 @@ pub(crate) struct Simulation<'a> {
     now: Duration,
     models: Vec<Model>,
     slots: Slots,
-    /// As the device: who asked last, and when there last was another.
-    asked: Option<usize>,
-    rivals_at: Option<Duration>,
+    rivals: Rivals<usize, Duration>,
     slot_since: Duration,
-    has_rivals: bool,
     next_sweep: Duration,
     /// Of the service times.
     random: fastrand::Rng,
@@ -138,10 +135,8 @@ pub(crate) fn simulate(
         now: Duration::ZERO,
         models: (0..models).map(model).collect(),
         slots,
-        asked: None,
-        rivals_at: None,
+        rivals: Rivals::default(),
         slot_since: Duration::ZERO,
-        has_rivals: false,
         next_sweep: Duration::ZERO,
         random: fastrand::Rng::with_seed(seed),
         outcome: Outcome { ends: vec![End::Waiting(Duration::ZERO); arrivals.len()], ..Outcome::default() },
@@ -267,9 +262,7 @@ impl Simulation<'_> {
 
     /// Stands in line. `true`: the slot is free, and the model's.
     fn enter(&mut self, model: usize) -> bool {
-        if self.asked.replace(model).is_some_and(|last| last != model) {
-            self.rivals_at = Some(self.now);
-        }
+        self.rivals.saw(model, self.now);
         let ticket = match &mut self.slots {
             Slots::Fair(arbiter) => match arbiter.claim(self.models[model].client) {
                 Claim::Granted => return true,
@@ -289,7 +282,6 @@ impl Simulation<'_> {
 
     fn granted(&mut self, model: usize) {
         self.slot_since = self.now;
-        self.has_rivals = self.rivals_at.is_some_and(|at| self.now - at < RIVALRY);
         self.models[model].worker = Worker::Idle;
         if !self.start_batch(model) {
             self.release(model);
@@ -299,6 +291,7 @@ impl Simulation<'_> {
     /// What it used alone counts while it keeps the slot.
     fn charge(&mut self, model: usize) {
         let used = self.now - std::mem::replace(&mut self.slot_since, self.now);
+        self.rivals.saw(model, self.now);
         if let Slots::Fair(arbiter) = &mut self.slots {
             arbiter.charge(self.models[model].client, 1.0, used);
         }
@@ -325,7 +318,8 @@ impl Simulation<'_> {
 
     /// Composes a batch and starts it. `false`: there is none.
     fn start_batch(&mut self, model: usize) -> bool {
-        let (now, contested) = (self.instant(), self.has_rivals && self.policy.is_fair());
+        let has_rivals = self.rivals.of(model).is_some_and(|at| self.now - at < RIVALRY);
+        let (now, contested) = (self.instant(), has_rivals && self.policy.is_fair());
         let is_expired = |index: &usize| self.arrivals[*index].at + self.slo <= self.now;
         let drops = self.policy.drops_expired();
         let batcher = &mut self.models[model].batcher;

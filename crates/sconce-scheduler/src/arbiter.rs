@@ -167,9 +167,7 @@ struct State {
     arbiter: Arbiter,
     /// The threads to wake, one each, by the tickets they hold.
     waiting: Vec<(Ticket, Thread)>,
-    /// Who asked last, and when there last was someone else.
-    client: Option<ClientId>,
-    rivals_at: Option<Instant>,
+    rivals: Rivals<ClientId, Instant>,
     /// Who has shadow work, and is to be told when a slot is free and nobody waits for it. At most one entry a model version.
     shadows: Vec<Weak<dyn AwaitsIdle>>,
 }
@@ -180,11 +178,42 @@ pub(crate) trait AwaitsIdle: Send + Sync {
     fn may_be_idle(&self);
 }
 
-impl State {
-    fn asked(&mut self, client: ClientId, now: Instant) {
-        if self.client.replace(client).is_some_and(|last| last != client) {
-            self.rivals_at = Some(now);
+/// Who was there last, and when; and when there last was anybody else.
+#[derive(Debug, Clone)]
+pub struct Rivals<C, T> {
+    last: Option<(C, T)>,
+    other_at: Option<T>,
+}
+
+impl<C, T> Default for Rivals<C, T> {
+    fn default() -> Self {
+        Self { last: None, other_at: None }
+    }
+}
+
+impl<C: Copy + PartialEq, T: Copy> Rivals<C, T> {
+    /// `client` wants something, or has it still.
+    pub fn saw(&mut self, client: C, now: T) {
+        if let Some((_, at)) = self.last.filter(|(last, _)| *last != client) {
+            self.other_at = Some(at);
         }
+        self.last = Some((client, now));
+    }
+
+    /// When there last was another than who was there last.
+    pub fn others_at(&self) -> Option<T> {
+        self.other_at
+    }
+
+    /// When there last was another than `client`.
+    pub fn of(&self, client: C) -> Option<T> {
+        self.last.filter(|(last, _)| *last != client).map(|(_, at)| at).or(self.other_at)
+    }
+}
+
+impl State {
+    fn has_rivals(&self, client: ClientId, now: Instant) -> bool {
+        self.rivals.of(client).is_some_and(|at| now.saturating_duration_since(at) < RIVALRY)
     }
 }
 
@@ -218,8 +247,7 @@ impl Device {
             state: Mutex::new(State {
                 arbiter: Arbiter::new(slots.max(1)),
                 waiting: Vec::new(),
-                client: None,
-                rivals_at: None,
+                rivals: Rivals::default(),
                 shadows: Vec::new(),
             }),
             waiting: AtomicUsize::new(0),
@@ -241,7 +269,7 @@ impl Device {
     pub(crate) fn acquire(&self, client: ClientId, weight: f32) -> Slot<'_> {
         let now = Instant::now();
         let mut state = self.lock();
-        state.asked(client, now);
+        state.rivals.saw(client, now);
         let claim = state.arbiter.claim(client);
         if let Claim::Wait(ticket) = claim {
             self.enter(&mut state, ticket);
@@ -295,7 +323,7 @@ impl Device {
     fn turn(&self, client: ClientId) -> Turn {
         let since = Instant::now();
         let state = self.lock();
-        let has_rivals = state.rivals_at.is_some_and(|at| since.saturating_duration_since(at) < RIVALRY);
+        let has_rivals = state.has_rivals(client, since);
         Turn { since, standing: state.arbiter.standing(client), has_rivals, paused: Duration::ZERO }
     }
 
@@ -337,7 +365,7 @@ impl Slot<'_> {
 
     fn pass_on(&self, mut state: MutexGuard<'_, State>, turn: &Turn) -> Turn {
         let Self { device, client, weight, .. } = *self;
-        state.asked(client, Instant::now());
+        state.rivals.saw(client, Instant::now());
         let claim = state.arbiter.claim(client);
         if let Claim::Wait(ticket) = claim {
             device.enter(&mut state, ticket);
@@ -355,10 +383,13 @@ impl Slot<'_> {
         let mut turn = self.lock();
         let used = turn.since.elapsed();
         if used >= CHARGED_EACH {
-            let arbiter = &mut self.device.lock().arbiter;
-            arbiter.charge(self.client, self.weight, used);
+            let mut state = self.device.lock();
+            state.arbiter.charge(self.client, self.weight, used);
             turn.since += used;
-            turn.standing = arbiter.standing(self.client);
+            turn.standing = state.arbiter.standing(self.client);
+            // Who has it all the time is there all the time, and others may have gone.
+            state.rivals.saw(self.client, turn.since);
+            turn.has_rivals = state.has_rivals(self.client, turn.since);
         }
     }
 
@@ -554,6 +585,35 @@ mod tests {
             drop(slot);
         });
         assert_eq!((device.lock().arbiter.free, device.waiting()), (1, 0));
+    }
+
+    #[test]
+    fn rivals_are_those_who_were_there_of_late() {
+        let mut rivals = Rivals::default();
+        assert_eq!(rivals.of('a'), None);
+        rivals.saw('b', 1);
+        rivals.saw('a', 30);
+        assert_eq!((rivals.of('a'), rivals.of('b')), (Some(1), Some(30)), "not when the second came");
+        rivals.saw('a', 40);
+        assert_eq!((rivals.of('a'), rivals.of('b'), rivals.of('c')), (Some(1), Some(40), Some(40)));
+        rivals.saw('c', 50);
+        assert_eq!((rivals.of('a'), rivals.of('c')), (Some(50), Some(40)));
+    }
+
+    #[test]
+    fn a_model_that_keeps_its_slot_forgets_rivals_that_are_gone() {
+        let device = Device::new(2);
+        let (busy, gone) = (device.client("busy"), device.client("gone"));
+        drop(device.acquire(gone, 1.0));
+        let slot = device.acquire(busy, 1.0);
+        assert!(slot.has_rivals());
+        // As if a second had passed: nobody waits for it here.
+        let past = Instant::now() - 2 * RIVALRY;
+        device.lock().rivals = Rivals { last: Some((busy, past)), other_at: Some(past) };
+        slot.lock().since -= CHARGED_EACH;
+        slot.charge();
+        assert!(!slot.has_rivals());
+        assert!(device.acquire(gone, 1.0).has_rivals(), "it was there all the time");
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod line;
 mod scheduler;
 mod worker;
 
-pub use arbiter::{Arbiter, Claim, ClientId, Device, Ticket};
+pub use arbiter::{Arbiter, Claim, ClientId, Device, Rivals, Ticket};
 pub use batcher::{BatchPolicy, Batcher, Dispatch, Due, PATIENCE};
 pub use cost::{CostModel, CostReport, Work};
 pub use entry::{Class, Entry, Priority, Refusal, Tenant};

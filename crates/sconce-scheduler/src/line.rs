@@ -48,7 +48,7 @@ struct Piece {
 }
 
 const PIECE: usize = 128;
-const MAX_SPARE: usize = 16;
+const MAX_SPARE: usize = 64;
 
 impl Line {
     pub(crate) fn len(&self) -> usize {

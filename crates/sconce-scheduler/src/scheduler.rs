@@ -447,7 +447,7 @@ impl Shared {
         }
     }
 
-    /// Answers a request that had to make room.
+    /// Answers a request that had to make room. Call it without the queue's lock.
     fn give_up(&self, entry: Entry<Job>, class: Class) {
         let error = Error::new(
             ErrorCode::ResourceExhausted,
@@ -457,8 +457,10 @@ impl Shared {
         stats.add_failure(FailReason::Rejected, entry.ticket.arrived_at.elapsed());
         *stats.refusals.entry("shed").or_default() += 1;
         drop(stats);
-        let waited = entry.queued_at.elapsed();
-        entry.ticket.answer(Err(error.with_retry_after(waited)), None);
+        // When what waits now has been answered; before anything was learned, when it would have had its turn had it stayed.
+        let wait = self.queue().batcher.wait(Instant::now());
+        let after = wait.max(entry.queued_at.elapsed());
+        entry.ticket.answer(Err(error.with_retry_after(after)), None);
     }
 
     fn refuse(&self, refusal: Refusal, class: Class) -> Error {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 
 const WAITING: u32 = 2000;
-const BATCH: usize = 16;
+const BATCH: usize = 64;
 const BATCHES: u64 = 500;
 const TENANTS: u32 = 300;
 

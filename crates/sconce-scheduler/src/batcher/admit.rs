@@ -142,7 +142,7 @@ impl<T> Batcher<T> {
     }
 
     /// How long a request behind all others would wait, in seconds.
-    fn wait_of_all(&self, now: Instant) -> f64 {
+    pub(super) fn wait_of_all(&self, now: Instant) -> f64 {
         let wait = (self.seconds(self.work) + self.remaining(now)) / self.instances as f64;
         // Of those who wait, the best know best how slow the device is: nobody overtakes them.
         let best = self.levels.iter().position(|level| !level.is_empty());

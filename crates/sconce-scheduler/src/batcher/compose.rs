@@ -15,6 +15,8 @@ const PATIENT_PART: f64 = 0.25;
 const OVERHEAD: f64 = 0.05;
 /// The same for requests of several tenants in one batch: each waits for the others'.
 const OVERHEAD_TOGETHER: f64 = 0.1;
+/// Whatever the quantum, a batch may take this much of what its first request takes alone.
+const FREE_RIDE: f64 = 1.25;
 /// Waits below this, in seconds, say nothing about how good expectations are.
 const MIN_WAIT: f64 = 1e-3;
 
@@ -70,7 +72,7 @@ impl<T> Batcher<T> {
         let queue_depth = self.len();
         // A priority that nobody asks for any more would keep those that left.
         self.arrivals.iter_mut().for_each(|arrivals| forget_gone(arrivals, &self.waiting));
-        let rivals = self.rivals_at.is_some_and(|at| now.saturating_duration_since(at) < RIVALRY);
+        let rivals = self.tenants.others_at().is_some_and(|at| now.saturating_duration_since(at) < RIVALRY);
         let mut draft = Draft {
             // One allocation a batch: it leaves with the batch.
             entries: Vec::with_capacity(queue_depth.min(self.policy.max_rows)),
@@ -91,10 +93,7 @@ impl<T> Batcher<T> {
         while draft.work.rows < self.policy.max_rows {
             let Some((level, line)) = self.next_line() else { break };
             match self.next_fit(now, &mut draft, level, line, &mut window, &abandoned) {
-                Next::Fits(slot) => {
-                    self.levels[level].serve(line);
-                    self.move_into(&mut draft, now, slot);
-                }
+                Next::Fits(slot) => self.move_into(&mut draft, now, slot),
                 Next::Drop(slot) => dropped.extend(self.give_up(&mut draft, now, slot)),
                 Next::None if window == 0 => break,
                 Next::None => self.levels[level].pass(line),
@@ -265,7 +264,12 @@ impl<T> Batcher<T> {
         let quantum = draft.quantum?;
         let is_mixed = draft.entries.iter().any(|entry| entry.tenant.id != waiting.entry.tenant.id);
         let most = if is_mixed { quantum.together } else { quantum.own };
-        self.cost.estimate(merged).is_some_and(|takes| takes > most).then_some(CloseReason::Quantum)
+        let takes = self.cost.estimate(merged)?;
+        // Where the first takes long by itself, others hardly wait longer for those that cost little more.
+        let anyway =
+            || draft.entries.first().and_then(|first| self.cost.estimate(first.work(self.policy.is_padded)));
+        let is_long = takes > most && anyway().is_none_or(|alone| takes > alone.mul_f64(FREE_RIDE));
+        is_long.then_some(CloseReason::Quantum)
     }
 
     fn merged(&self, draft: &Draft<T>, waiting: &Waiting<T>) -> Work {

@@ -9,7 +9,8 @@ use std::collections::VecDeque;
 
 /// The requests of one priority. Tenants share by start-time fair queueing (Goyal, Vin, Cheng 1996) on estimated time.
 ///
-/// What is asked with each request takes no longer for many tenants than for few, but for a logarithm.
+/// What is asked with each request takes no longer for many tenants than for few, but for a logarithm; only who has to make room in a full
+/// queue is sought among all.
 #[derive(Debug, Default)]
 pub(super) struct Level {
     lines: Slab<TenantLine>,
@@ -22,9 +23,13 @@ pub(super) struct Level {
     idle: VecDeque<usize>,
     /// Of all that waits.
     work: Work,
-    /// Of the tenants that have requests.
+    /// Of the tenants that have requests: how many they are, and their weights.
+    active: usize,
     weights: f64,
-    /// The start of the request served last.
+    /// Of those how many borrow.
+    borrowers: usize,
+    /// The start of the request served last. While those are served who borrow, it goes on by what everybody should have had: whoever is
+    /// there already waits for newcomers as for anybody else, and not until no more come.
     virtual_time: f64,
     spare: Spare,
 }
@@ -33,8 +38,10 @@ pub(super) struct Level {
 pub(super) struct TenantLine {
     pub(super) tenant: u32,
     weight: f64,
-    /// Time it was served, over its weight; never behind the level's when it has requests.
+    /// Time it was served, over its weight.
     virtual_time: f64,
+    /// Up to here, if it began before, it has what it could have had before.
+    borrows_until: Option<f64>,
     line: Line,
     is_idle: bool,
 }
@@ -119,27 +126,34 @@ impl Level {
     /// A tenant that waits gets `seconds`.
     pub(super) fn charge(&mut self, at: usize, seconds: f64) {
         let Some(line) = self.lines.get_mut(at) else { return };
+        let start = line.virtual_time;
         line.virtual_time += seconds / line.weight;
+        if let Some(until) = line.borrows_until {
+            self.virtual_time += seconds / self.weights.max(line.weight);
+            if line.virtual_time >= until {
+                line.borrows_until = None;
+                self.borrowers -= 1;
+            }
+        } else if self.borrowers == 0 {
+            self.virtual_time = start;
+        } else {
+            self.virtual_time = self.virtual_time.max(start);
+        }
         self.turns.set(at, line.virtual_time);
-    }
-
-    /// A tenant's turn has come: nobody new begins before it.
-    pub(super) fn serve(&mut self, line: usize) {
-        let served = self.lines.get(line).map_or(f64::MIN, |line| line.virtual_time);
-        self.virtual_time = self.virtual_time.max(served);
     }
 
     /// Adds a request: the line it is in from now on.
     pub(super) fn insert(&mut self, tenant: Tenant, place: Place) -> usize {
         self.close_idle();
-        let earliest = self.earliest();
+        // It did not ask for what it could have had, and may ask for a little of it: of what all those together may who are there.
+        let earliest = self.virtual_time - CREDIT.as_secs_f64() / self.active.max(1) as f64;
         let at = *self.by_tenant.entry(tenant.id).or_insert_with(|| {
-            let (virtual_time, line) = (earliest, Line::default());
             self.lines.insert(TenantLine {
                 tenant: tenant.id,
                 weight: 1.0,
-                virtual_time,
-                line,
+                virtual_time: earliest,
+                borrows_until: None,
+                line: Line::default(),
                 is_idle: false,
             })
         });
@@ -149,6 +163,9 @@ impl Level {
         line.weight = weight(tenant);
         if line.line.is_empty() {
             line.virtual_time = line.virtual_time.max(earliest);
+            line.borrows_until = (line.virtual_time < self.virtual_time).then_some(self.virtual_time);
+            self.borrowers += usize::from(line.borrows_until.is_some());
+            self.active += 1;
             self.turns.set(at, line.virtual_time);
         }
         line.line.insert(place, &mut self.spare);
@@ -162,8 +179,12 @@ impl Level {
         let before = line.weight();
         line.line.remove(place.key, &mut self.spare);
         self.turns.set(at, line.turn());
-        if line.line.is_empty() && !std::mem::replace(&mut line.is_idle, true) {
-            self.idle.push_back(at);
+        if line.line.is_empty() {
+            self.active -= usize::from(before > 0.0);
+            self.borrowers -= usize::from(line.borrows_until.take().is_some());
+            if !std::mem::replace(&mut line.is_idle, true) {
+                self.idle.push_back(at);
+            }
         }
         self.work.take(place.work);
         let left = self.weights - before + line.weight();
@@ -173,7 +194,7 @@ impl Level {
 
     /// Closes a line or two of tenants that are gone. One that had more than its share stays until the others had as much.
     fn close_idle(&mut self) {
-        let earliest = self.earliest();
+        let earliest = self.virtual_time - CREDIT.as_secs_f64();
         for _ in 0..2 {
             let Some(&at) = self.idle.front() else { return };
             let Some(line) = self.lines.get_mut(at) else { return };
@@ -187,10 +208,5 @@ impl Level {
                 self.lines.remove(at);
             }
         }
-    }
-
-    /// Where a tenant begins that was not there of late: it did not ask for what it could have had, and may ask for a little of it.
-    fn earliest(&self) -> f64 {
-        self.virtual_time - CREDIT.as_secs_f64()
     }
 }

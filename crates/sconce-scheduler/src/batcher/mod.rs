@@ -5,6 +5,7 @@ mod level;
 mod tests;
 mod turns;
 
+use crate::arbiter::Rivals;
 use crate::cost::{CostModel, CostReport, Work, duration};
 use crate::entry::{Entry, Priority, Refusal};
 use crate::line::{Key, Place};
@@ -114,9 +115,7 @@ pub struct Batcher<T> {
     standing_since: Option<Instant>,
     /// When an idle model may next try a request that seems too late.
     next_probe: Option<Instant>,
-    /// The tenant of the last request, and when there last was one of another.
-    tenant: u32,
-    rivals_at: Option<Instant>,
+    tenants: Rivals<u32, Instant>,
     /// Rows that what has waited for long may still have.
     patient_rows: f64,
 }
@@ -172,8 +171,7 @@ impl<T> Batcher<T> {
             running: Vec::with_capacity(instances),
             standing_since: None,
             next_probe: None,
-            tenant: 0,
-            rivals_at: None,
+            tenants: Rivals::default(),
             patient_rows: 0.0,
         }
     }
@@ -186,6 +184,11 @@ impl<T> Batcher<T> {
     /// From now on this is the most time that a batch of several requests should take while others want the device.
     pub(crate) fn set_quantum(&mut self, quantum: Duration) {
         self.policy.quantum = quantum;
+    }
+
+    /// How long a request behind all others would wait.
+    pub fn wait(&self, now: Instant) -> Duration {
+        duration(self.wait_of_all(now))
     }
 
     /// Requests that wait.
@@ -240,11 +243,7 @@ impl<T> Batcher<T> {
             ));
         }
         self.next_seq += 1;
-        if entry.tenant.id != self.tenant {
-            // The very first request has no rival, whatever its tenant.
-            self.rivals_at = (seq > 0).then_some(now);
-            self.tenant = entry.tenant.id;
-        }
+        self.tenants.saw(entry.tenant.id, now);
         let (tenant, priority) = (entry.tenant, entry.priority);
         let Some(level) = self.levels.get_mut(priority.level() - 1) else { return Ok(shed) };
         let slot = self.waiting.vacant_key();

@@ -501,6 +501,52 @@ fn a_tenant_that_comes_now_and_then_goes_first_for_a_while_and_no_longer() {
 }
 
 #[test]
+fn tenants_that_are_always_new_do_not_keep_others_waiting() {
+    let start = Instant::now();
+    let policy = BatchPolicy { max_rows: 1, queue_depth: 4000, queue_target: Duration::ZERO, ..POLICY };
+    // A batch takes 20 ms; a third more requests come than that, each of somebody never seen before.
+    let mut batcher = learned_that(policy, MS, 19 * MS);
+    let old = Tenant { id: 0, weight: 4.0 };
+    let push = |batcher: &mut Batcher<u32>, now, tenant| {
+        batcher.push(now, Entry { tenant, ..entry(tenant.id, 1, now) }).unwrap();
+    };
+    let (mut now, mut next, mut waits, mut served) = (start, 1, Vec::new(), Vec::new());
+    (0..4).for_each(|_| push(&mut batcher, now, old));
+    for round in 0..1000 {
+        // Nobody else for five seconds.
+        for _ in 0..if round < 250 { 0 } else { 1 + u32::from(round % 3 == 0) } {
+            push(&mut batcher, now, Tenant { id: next, weight: 1.0 });
+            next += 1;
+        }
+        let batch = batcher.take(now, false, |_| false);
+        now += 20 * MS;
+        batcher.finished(batch.id, Work { rows: 1, tokens: 0 }, Some(20 * MS));
+        for entry in batch.entries.iter().filter(|entry| entry.tenant.id == 0) {
+            waits.push(now - entry.queued_at);
+            served.push(round);
+            push(&mut batcher, now, old);
+        }
+    }
+    // In the end 250 others wait, each of whom should have what it has for a fourth of it.
+    let gap = served.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+    assert!(gap <= 250 / 4 + 10, "{gap} others in a row");
+    let during = served.iter().filter(|round| **round >= 250).count();
+    assert!(during >= 20, "{during} of 750 for one of weight 4 among up to 250");
+    assert!(waits.iter().max() < Some(&Duration::from_secs(8)), "{:?}", waits.iter().max());
+}
+
+#[test]
+fn a_batch_takes_along_what_makes_it_hardly_longer() {
+    let now = Instant::now();
+    // Each batch takes 200 ms, a row another 10: none is within the quantum.
+    let mut batcher =
+        learned_that(BatchPolicy { max_rows: 64, quantum: 10 * MS, ..POLICY }, 200 * MS, 10 * MS);
+    fill(&mut batcher, now, 20, Tenant::default());
+    let batch = batcher.take(now, true, |_| false);
+    assert_eq!((batch.entries.len(), batch.reason), (6, CloseReason::Quantum));
+}
+
+#[test]
 fn padded_rows_are_of_about_one_length() {
     let now = Instant::now();
     let policy = BatchPolicy { is_padded: true, max_rows: 64, ..POLICY };
@@ -535,7 +581,7 @@ struct Plan {
 
 fn plan() -> impl Strategy<Value = Plan> {
     // Gap in µs, rows, tokens a row, priority, deadline in ms, tenant.
-    let request = (0u64..6000, 1usize..=4, 1usize..60, 0u64..=8, prop::option::of(1u64..300), 0u32..4);
+    let request = (0u64..6000, 1usize..=4, 1usize..60, 0u64..=8, prop::option::of(1u64..300), 0u32..40);
     let policy =
         (any::<bool>(), prop::option::of(60usize..400), prop::sample::select(vec![0u64, 50]), 5usize..100);
     (prop::collection::vec(request, 1..400), 1usize..=3, policy).prop_map(|(requests, instances, policy)| {
@@ -551,8 +597,7 @@ fn plan() -> impl Strategy<Value = Plan> {
 
 proptest! {
     /// Whatever comes: every request leaves exactly once; bounds hold; a free worker never waits while something can run; nothing
-    /// runs that has expired; among a tenant's requests of one priority none runs before one that is due earlier and would have
-    /// fitted; and nobody waits without end.
+    /// runs that has expired; and a tenant's request that runs alone is the one of its priority that is due first.
     #[test]
     fn everything_leaves_exactly_once_and_in_order(plan in plan()) {
         let Plan { requests, instances, policy } = plan;
@@ -573,11 +618,11 @@ proptest! {
             arrivals.push_back((at, entry));
         }
         let (mut now, mut left) = (start, vec![0; requests.len()]);
-        let mut running: Vec<(Instant, u64, Work)> = Vec::new();
+        let mut running: Vec<(Instant, u64, Work, Duration)> = Vec::new();
         loop {
             while running.len() < instances && !batcher.is_empty() {
                 let before: Vec<_> = batcher.waiting.iter().map(|(_, w)| (w.entry.priority, w.entry.tenant.id, w.key, w.entry.ticket)).collect();
-                let batch = batcher.take(now, false, |&ticket| ticket % 13 == 0);
+                let batch = batcher.take(now, requests.len() % 2 == 0, |&ticket| ticket % 13 == 0);
                 prop_assert!(!batch.entries.is_empty() || batcher.is_empty(), "work waits and a worker is free");
                 let rows: usize = batch.entries.iter().map(|e| e.rows).sum();
                 let longest = batch.entries.iter().map(|e| e.longest).max().unwrap_or(0);
@@ -601,18 +646,17 @@ proptest! {
                 if !batch.entries.is_empty() {
                     let work = Work { rows, tokens };
                     let takes = MS + Duration::from_micros(50 * tokens as u64 + 100 * rows as u64);
-                    running.push((now + takes, batch.id, work));
+                    running.push((now + takes, batch.id, work, takes));
                 }
             }
             running.sort_unstable_by_key(|(until, ..)| std::cmp::Reverse(*until));
             let next_arrival = arrivals.front().map(|(at, _)| *at);
             let next_end = running.last().map(|(until, ..)| *until);
             let Some(next) = next_arrival.into_iter().chain(next_end).min() else { break };
-            let since = now;
             now = next;
             if next_end == Some(now) {
-                let (_, id, work) = running.pop().unwrap();
-                batcher.finished(id, work, Some(now - since));
+                let (_, id, work, takes) = running.pop().unwrap();
+                batcher.finished(id, work, Some(takes));
             } else if let Some((_, entry)) = arrivals.pop_front() {
                 let ticket = entry.ticket;
                 match batcher.push(now, entry) {
