@@ -105,7 +105,9 @@ async fn a_drift_is_learned_of_found_told_noted_and_over() {
     let elsewhere = tempfile::tempdir().unwrap();
     let secret = elsewhere.path().join("secret");
     std::fs::write(&secret, "what only the two of us may know").unwrap();
-    let hook = WebhookConfig { url: receiver.url(), secret_file: Some(secret), ..WebhookConfig::default() };
+    let events = vec!["sconce.monitor.*".to_owned()];
+    let hook =
+        WebhookConfig { url: receiver.url(), secret_file: Some(secret), events, ..WebhookConfig::default() };
     let (server, client, monitors) = start(data.path(), vec![hook]).await;
     let mut values = Values(fastrand::Rng::with_seed(11));
     let set = monitors.set_monitor(setting(Reference::LearnRows(2_000))).await.unwrap();
