@@ -325,6 +325,8 @@ impl<T> Batcher<T> {
             level.charge(line, seconds);
         }
         let Some(entry) = self.leave(slot) else { return };
+        // Whoever is served is there, also one whose further requests are refused meanwhile.
+        self.tenants.saw(entry.tenant.id, now);
         draft.waited(now, &entry, expected);
         draft.work = merged;
         draft.longest = draft.longest.max(entry.longest);

@@ -536,6 +536,25 @@ fn tenants_that_are_always_new_do_not_keep_others_waiting() {
 }
 
 #[test]
+fn who_waits_is_a_rival_also_when_nothing_more_of_it_is_let_in() {
+    let start = Instant::now();
+    let policy = BatchPolicy { max_rows: 64, quantum: 10 * MS, queue_target: Duration::ZERO, ..POLICY };
+    let mut batcher = learned_that(policy, MS, 10 * MS);
+    fill(&mut batcher, start, 90, Tenant { id: 1, weight: 1.0 });
+    // All of one tenant's came at once; of another one comes each 100 ms.
+    for tick in 0..30u32 {
+        let now = start + tick * 100 * MS;
+        fill(&mut batcher, now, 1, Tenant { id: 2, weight: 1.0 });
+        for at in [now, now + 50 * MS] {
+            let batch = batcher.take(at, false, |_| false);
+            assert!(batch.entries.len() <= 1, "{} at {tick}", batch.entries.len());
+            batcher.finished(batch.id, Work::default(), None);
+        }
+    }
+    assert!(batcher.len() > 20, "it waits still");
+}
+
+#[test]
 fn a_batch_takes_along_what_makes_it_hardly_longer() {
     let now = Instant::now();
     // Each batch takes 200 ms, a row another 10: none is within the quantum.
