@@ -315,8 +315,9 @@ def test_health_is_told_and_its_exit_code_says_how_it_is(two_versions, tmp_path)
     assert two_versions.json("health", MODEL)["status"] == "healthy"
     report = two_versions.json("health", "late", code=4)
     assert report["status"] == "unhealthy"
+    # Of its errors, and of its availability.
     alerts = [(a["severity"], a["name"], a["model"]) for a in report["alerts"]]
-    assert alerts == [("critical", "SconceSloBurnFast", "late")]
+    assert alerts == [("critical", "SconceSloBurnFast", "late")] * 2
     errors = {o["name"]: o for o in report["models"][0]["objectives"]}["error_rate"]
     assert errors["status"] == "burning" and errors["windows"][0]["value"] == 1.0
     assert "! critical SconceSloBurnFast late: error_rate" in two_versions.run("health", code=4)
